@@ -1,0 +1,65 @@
+"""One sentence for an argument of the wrong dtype, shape, device or range."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64)
+LOGITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER = (torch.int64,)
+BOOLEAN = (torch.bool,)
+
+
+def expect(
+    function: str,
+    name: str,
+    tensor: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int | str, ...],
+    device: torch.device | None = None,
+) -> None:
+    """Refuse `tensor` unless it has one of `dtypes`, the `shape` and, where given, the `device`.
+
+    A number in `shape` must be met, a name stands for any size.
+
+    Raises:
+        TypeError: not a tensor, or one of another dtype.
+        ValueError: another shape or device.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{function}: {name} must be a tensor, not {type(tensor).__name__}.")
+    sizes_agree = tensor.dim() == len(shape) and all(
+        isinstance(size, str) or size == found for size, found in zip(shape, tensor.shape, strict=True)
+    )
+    if tensor.dtype in dtypes and sizes_agree and device in (None, tensor.device):
+        return
+    wanted = f"{' or '.join(map(_name, dtypes))} [{', '.join(map(str, shape))}]"
+    found = f"{_name(tensor.dtype)} [{', '.join(map(str, tensor.shape))}]"
+    if device not in (None, tensor.device):
+        wanted, found = f"{wanted} on {device}", f"{found} on {tensor.device}"
+    error = ValueError if tensor.dtype in dtypes else TypeError
+    raise error(f"{function}: {name} must be {wanted}, got {found}.")
+
+
+def expect_counts(function: str, counts: Tensor, patches: int) -> None:
+    """Refuse `counts` unless int64 [N] and, where looking does not wait for a device, within 0..`patches`."""
+    expect(function, "counts", counts, INTEGER, ("N",))
+    if counts.device.type == "cpu" and ((counts < 0) | (counts > patches)).any():
+        raise ValueError(
+            f"{function}: counts must lie in 0..{patches}, the number of patches, "
+            f"got {int(counts.min())}..{int(counts.max())}."
+        )
+
+
+def expect_temperature(function: str, name: str, temperature: float | Tensor) -> None:
+    """Refuse a temperature that is neither a positive number nor a tensor of one element."""
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise ValueError(f"{function}: {name} must have one element, got {list(temperature.shape)}.")
+    elif not temperature > 0:
+        raise ValueError(f"{function}: {name} must be above 0, got {temperature}.")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,37 @@
+"""Package metadata. `kernels/` is installed as `vpt_kernels`: plain `kernels` is taken on PyPI."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vpt-vision",
+    version="0.1.0",
+    description="Value-based pretraining for vision: a designer network makes the self-supervised task",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["vpt_vision", "vpt_vision.*"]), "vpt_kernels"],
+    package_dir={"vpt_kernels": "kernels"},
+    package_data={"vpt_vision": ["assets/*", "py.typed"], "vpt_kernels": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; sys_platform == 'linux'",
+        "torchvision",
+        "timm>=1.0.20",
+        "webdataset",
+        "einops",
+        "numpy",
+        "pillow",
+        "pydantic>=2",
+        "pyyaml",
+        "safetensors",
+        "tensorboard",
+        "matplotlib",
+        "rich",
+    ],
+    extras_require={
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scikit-learn", "ruff", "mypy", "types-PyYAML"],
+        "wandb": ["wandb"],
+    },
+    entry_points={"console_scripts": ["vpt=vpt_vision.cli:main"]},
+)

@@ -1,0 +1,209 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from vpt_vision.data.decode import decode
+from vpt_vision.data.source import UnreadableSample
+
+RNG = np.random.default_rng(0)
+# What a viewer does to the stored pixels, by EXIF orientation: EXIF 2.32, tag 274, in numpy's words.
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def encode(pixels, kind="PNG", **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def smooth(height, width):
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 5 + 1), np.cos(y / 7), np.sin((x + y) / 9)]
+    return np.stack([(wave * 100 + 128).astype(np.uint8) for wave in waves], -1)
+
+
+def centre_square(pixels):
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def hwc(decoded):
+    return decoded.image.permute(1, 2, 0).numpy()
+
+
+class TestModes:
+    """Every mode becomes RGB uint8 with the colours a person would see."""
+
+    pixels = RNG.integers(0, 256, (16, 16, 3), np.uint8)
+
+    def check(self, data, expected, tolerance=0):
+        image = decode("x", 16, data).image
+        assert image.shape == (3, 16, 16) and image.dtype == torch.uint8 and image.is_contiguous()
+        got = image.permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(got - expected).max() <= tolerance
+
+    @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+    def test_rgb(self, kind, options):
+        self.check(encode(self.pixels, kind, **options), self.pixels)
+
+    def test_grey(self):
+        grey = self.pixels[..., 0]
+        self.check(encode(grey), np.repeat(grey[..., None], 3, -1))
+
+    def test_grey_with_alpha(self):
+        self.check(
+            encode(Image.fromarray(self.pixels[..., :2], "LA")), np.repeat(self.pixels[..., :1], 3, -1)
+        )
+
+    def test_bilevel(self):
+        bits = self.pixels[..., 0] > 127
+        self.check(encode(bits), np.repeat(bits[..., None] * 255, 3, -1))
+
+    def test_sixteen_bits_keep_the_upper_eight(self):
+        deep = RNG.integers(0, 2**16, (16, 16), np.uint16)
+        self.check(encode(deep), np.repeat(deep[..., None] // 256, 3, -1))
+
+    def test_alpha_is_dropped(self):
+        rgba = np.concatenate([self.pixels, RNG.integers(0, 256, (16, 16, 1), np.uint8)], -1)
+        self.check(encode(rgba), self.pixels)
+
+    @pytest.mark.parametrize("transparent", [{}, {"transparency": 3}, {"transparency": bytes(range(256))}])
+    def test_palette(self, transparent):
+        numbers = RNG.integers(0, 256, (16, 16), np.uint8)
+        palette = RNG.integers(0, 256, (256, 3), np.uint8)
+        image = Image.fromarray(numbers, "L")
+        image.putpalette(palette.tobytes())
+        assert image.mode == "P"
+        self.check(encode(image, **transparent), palette[numbers])
+
+    def test_cmyk(self):
+        flat = np.full((16, 16, 4), (0, 255, 128, 0), np.uint8)  # no cyan, all magenta, half yellow
+        self.check(encode(Image.fromarray(flat, "CMYK"), "JPEG", quality=100), np.array([255, 0, 127]), 3)
+
+    def test_jpeg(self):
+        pixels = smooth(16, 16)
+        self.check(encode(pixels, "JPEG", quality=100, subsampling=0), pixels, 6)
+
+
+class TestGeometry:
+    @pytest.mark.parametrize(
+        ("height", "width", "size"), [(96, 48, 16), (40, 120, 20), (64, 64, 48), (10, 30, 25)]
+    )
+    def test_is_resize_of_the_shorter_side_and_centre_crop(self, height, width, size):
+        pixels = smooth(height, width)
+        scale = size / min(height, width)
+        whole = [round(height * scale), round(width * scale)]
+        reference = tv.center_crop(
+            tv.resize(
+                torch.from_numpy(pixels).permute(2, 0, 1), whole, tv.InterpolationMode.BICUBIC, antialias=True
+            ),
+            [size, size],
+        )
+        difference = decode("x", size, encode(pixels)).image.int() - reference.int()
+        assert difference.abs().max() <= 1
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+    def test_exif_orientation(self, orientation, kind):
+        pixels = smooth(24, 40)
+        exif = Image.Exif()
+        exif[274] = orientation
+        options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "PNG": {}}[kind]
+        segmentation = RNG.integers(0, 256, (24, 40), np.uint8)
+        depth = RNG.integers(0, 2**16, (24, 40), np.uint16)
+        decoded = decode(
+            "x", 24, encode(pixels, kind, exif=exif, **options), encode(segmentation), encode(depth)
+        )
+        upright = UPRIGHT[orientation]
+        assert np.abs(hwc(decoded).astype(int) - centre_square(upright(pixels))).max() <= (
+            6 if kind == "JPEG" else 0
+        )
+        assert np.array_equal(decoded.segmentation, centre_square(upright(segmentation)))
+        assert np.allclose(decoded.depth, centre_square(upright(depth)) / 1000)
+
+    @pytest.mark.parametrize("orientation", [0, 9, 65535])
+    def test_unknown_orientation_changes_nothing(self, orientation):
+        exif = Image.Exif()
+        exif[274] = orientation
+        pixels = smooth(8, 8)
+        assert np.array_equal(hwc(decode("x", 8, encode(pixels, exif=exif))), pixels)
+
+    def test_broken_exif_does_not_lose_the_image(self):
+        pixels = smooth(8, 8)
+        assert np.array_equal(hwc(decode("x", 8, encode(pixels, exif=b"Exif\0\0MM\0*garbage"))), pixels)
+
+    @pytest.mark.parametrize(("height", "width", "size"), [(37, 53, 16), (53, 37, 16), (9, 31, 20)])
+    def test_maps_take_the_nearest_neighbour(self, height, width, size):
+        segmentation = RNG.integers(0, 256, (height, width), np.uint8)
+        depth = RNG.integers(0, 2**16, (height, width), np.uint16)
+        decoded = decode("x", size, encode(smooth(height, width)), encode(segmentation), encode(depth))
+        side = min(height, width)
+        rows, columns = (
+            np.floor((length - side) / 2 + (np.arange(size) + 0.5) * side / size).astype(int)
+            for length in (height, width)
+        )
+        assert decoded.segmentation.dtype == torch.int64 and decoded.depth.dtype == torch.float32
+        assert np.array_equal(decoded.segmentation, segmentation[rows][:, columns])
+        assert np.allclose(decoded.depth, depth[rows][:, columns] / 1000)
+
+    def test_palette_map_gives_class_numbers(self):
+        numbers = RNG.integers(0, 12, (8, 8), np.uint8)
+        image = Image.fromarray(numbers, "L")
+        image.putpalette(RNG.integers(0, 256, 36, np.uint8).tobytes())
+        assert np.array_equal(decode("x", 8, encode(smooth(8, 8)), encode(image)).segmentation, numbers)
+
+
+class TestUnreadable:
+    def fails(self, match, *data):  # match: a pattern, None for any reason
+        with pytest.raises(UnreadableSample, match=match) as caught:
+            decode("folder/x.jpg", 16, *data)
+        assert caught.value.name == "folder/x.jpg"
+        assert "0x" not in caught.value.reason and "\n" not in caught.value.reason
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.8])
+    def test_cut_off(self, kind, share):
+        whole = encode(RNG.integers(0, 256, (64, 64, 3), np.uint8), kind)
+        self.fails(None, whole[: int(len(whole) * share)])
+
+    def test_noise(self):
+        self.fails("not a JPEG, PNG or WebP image", RNG.bytes(500))
+
+    def test_other_formats_are_not_tried(self):
+        self.fails("not a JPEG, PNG or WebP image", encode(smooth(8, 8), "TIFF"))
+
+    def test_decompression_bomb(self):
+        side = int((Image.MAX_IMAGE_PIXELS * 1.1) ** 0.5)  # Pillow itself only warns of this size
+        self.fails("decompression bomb", encode(Image.new("1", (side, side))))
+
+    @pytest.mark.parametrize(
+        ("segmentation", "match"),
+        [
+            (encode(smooth(8, 8)), "segmentation map is a PNG of mode RGB"),
+            (encode(smooth(8, 8)[..., 0], "JPEG"), "segmentation map is a JPEG"),
+            (encode(smooth(8, 9)[..., 0]), "9×8, the image 8×8"),
+            (b"nothing", "segmentation map: not a"),
+            (encode(RNG.integers(0, 256, (8, 8), np.uint8))[:-40], "segmentation map"),
+        ],
+    )
+    def test_bad_segmentation(self, segmentation, match):
+        self.fails(match, encode(smooth(8, 8)), segmentation)
+
+    def test_bad_depth(self):
+        self.fails("depth map is a PNG of mode L", encode(smooth(8, 8)), None, encode(smooth(8, 8)[..., 0]))

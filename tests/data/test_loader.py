@@ -1,0 +1,283 @@
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vpt_vision.data import FolderConfig, build_source
+from vpt_vision.data.loader import Loader
+from vpt_vision.data.source import Sample, UnreadableSample
+from vpt_vision.errors import UserError
+
+
+class Numbers:
+    """Samples whose pixels tell their number; those in `broken` cannot be read."""
+
+    classes = None
+
+    def __init__(self, count, broken=()):
+        self.count = count
+        self.broken = frozenset(broken)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise UnreadableSample(f"{index}.jpg", "broken")
+        return Sample(torch.full((3, 2, 2), index % 256, dtype=torch.uint8), index)
+
+
+class WorkerFacts(Numbers):
+    """Tells of the process that reads it."""
+
+    def __getitem__(self, index):
+        facts = [torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN, True]
+        return Sample(torch.tensor(facts, dtype=torch.uint8).reshape(3, 1, 1), os.getpid())
+
+
+def loader(source, batch_size=4, seed=0, **options):
+    return Loader(source, batch_size=batch_size, seed=seed, **options)
+
+
+def take(iterable, batches):
+    iterator = iter(iterable)
+    taken = list(itertools.islice(iterator, batches))
+    iterator.close()
+    return taken
+
+
+def row(batches):
+    return [int(index) for batch in batches for index in batch.index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("count", "batch_size"), [(12, 4), (11, 4), (7, 16), (1, 3)])
+def test_every_epoch_is_the_data_set(count, batch_size, workers):
+    epochs = 5 * batch_size
+    batches = take(loader(Numbers(count), batch_size, workers=workers), epochs * count // batch_size)
+    for batch in batches:
+        assert batch.images.shape == (batch_size, 3, 2, 2) and batch.images.dtype == torch.uint8
+        assert batch.index.dtype == torch.int64 and batch.unreadable == []
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
+    samples = np.array(row(batches)).reshape(epochs, count)
+    assert (np.sort(samples) == np.arange(count)).all()
+    if count > 10:
+        assert len({tuple(epoch) for epoch in samples}) == epochs
+
+
+def test_order_is_uniform():
+    """Over many epochs every sample comes at every position equally often."""
+    count, epochs = 5, 4000
+    samples = np.array(row(take(loader(Numbers(count), 100), count * epochs // 100))).reshape(epochs, count)
+    occurrences = np.stack([(samples == number).sum(0) for number in range(count)])
+    expected = epochs / count
+    assert (
+        (occurrences - expected) ** 2 / expected
+    ).sum() < 45.3  # chi-squared, 16 degrees of freedom, p = 1e-4
+
+
+def test_order_depends_on_the_seed():
+    orders = {tuple(row(take(loader(Numbers(10), 5, seed), 2))) for seed in range(20)}
+    assert len(orders) == 20
+
+
+def test_order_is_the_same_on_every_machine():
+    assert row(take(loader(Numbers(10), 5, seed=3), 4)) == [5, 1, 9, 2, 6, 4, 7, 8, 0, 3] * 2
+
+
+@pytest.mark.parametrize("trial", range(4))
+@pytest.mark.parametrize("broken", [(), (2, 3, 11)])
+def test_resumes_at_any_sample_with_any_number_of_workers(trial, broken):
+    draw = random.Random(trial)
+    count, batch_size, total = draw.randint(15, 40), draw.randint(1, 9), 30
+    done = draw.randint(0, total - 1)
+    settings = {"batch_size": batch_size, "max_unreadable": 1}
+    whole = take(loader(Numbers(count, broken), **settings), total)
+    for before, after in [(0, 2), (2, 0), (2, 2), (1, 0)]:
+        first = loader(Numbers(count, broken), workers=before, **settings)
+        start = take(first, done)
+        state = first.state_dict()
+        assert (state["epoch"], state["position"]) == divmod(done * batch_size, count)
+        second = loader(Numbers(count, broken), workers=after, **settings)
+        second.load_state_dict(state)
+        rest = take(second, total - done)
+        assert row(start) + row(rest) == row(whole)
+        assert [batch.unreadable for batch in start + rest] == [batch.unreadable for batch in whole]
+        assert second.state_dict()["unreadable"] == sum(len(batch.unreadable) for batch in whole)
+
+
+def test_iterates_on_from_where_it_stands():
+    one, two = loader(Numbers(9)), loader(Numbers(9))
+    assert row(take(one, 3)) + row(take(one, 3)) == row(take(two, 6))
+
+
+def test_other_data_cannot_be_resumed():
+    state = loader(Numbers(9)).state_dict()
+    with pytest.raises(UserError, match="had 9 samples when the run was saved and now has 10"):
+        loader(Numbers(10)).load_state_dict(state)
+
+
+class TestUnreadable:
+    def test_is_named_and_replaced(self):
+        batches = take(loader(Numbers(50, broken=[7, 8]), 5, max_unreadable=1), 20)  # two epochs
+        samples = row(batches)
+        assert len(samples) == 100
+        assert {7, 8}.isdisjoint(samples)
+        named = Counter(str(item) for batch in batches for item in batch.unreadable)
+        assert named.keys() == {"7.jpg: broken", "8.jpg: broken"} and min(named.values()) >= 2
+        for batch in batches:
+            assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
+        for epoch in (samples[:50], samples[50:]):
+            assert set(epoch) == set(range(50)) - {7, 8}
+
+    def test_substitutes_are_spread(self):
+        broken = range(1, 200)
+        batches = take(loader(Numbers(400, broken), 50, max_unreadable=1), 8)
+        substitutes = Counter(row(batches))
+        assert sum(substitutes.values()) == 400
+        assert max(substitutes.values()) < 10
+
+    def test_a_few_are_put_up_with_early_on(self):
+        take(loader(Numbers(100, broken=range(10)), 100), 1)  # 10 % of 100, 1 % of 1,000
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_past_the_share_is_an_error(self, workers):
+        batches = iter(
+            loader(Numbers(1000, broken=range(0, 1000, 20)), 10, workers=workers, max_unreadable=0.02)
+        )
+        unreadable, reads = 0, 0
+        with pytest.raises(UserError, match="are unreadable, the last ") as caught:
+            for batch in batches:
+                unreadable += len(batch.unreadable)
+                reads += 10 + len(batch.unreadable)
+                assert unreadable <= 20
+        count, total = (int(word) for word in str(caught.value).split()[:3:2])
+        assert 20 < count <= 30 and total > reads
+        assert f"({count / total:.1%})" in str(caught.value) and ".jpg: broken" in str(caught.value)
+
+    def test_just_below_the_share_goes_on(self):
+        batches = take(loader(Numbers(1000, broken=range(9)), 100), 100)
+        assert sum(len(batch.unreadable) for batch in batches) >= 90
+
+    def test_none_allowed(self):
+        with pytest.raises(UserError, match="the last 3.jpg: broken"):
+            take(loader(Numbers(10, broken=[3]), 10, max_unreadable=0), 1)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_all_of_them_is_an_error_at_once(self, workers):
+        with pytest.raises(UserError, match=r"100 of 100 .*\(100.0%\).*\.jpg: broken: mend") as caught:
+            take(loader(Numbers(10, broken=range(10)), 2, workers=workers, max_unreadable=1), 1)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_corrupt_files(self, tmp_path, workers):
+        for number in range(6):
+            Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        whole = (tmp_path / "4.png").read_bytes()
+        (tmp_path / "4.png").write_bytes(whole[:50])
+        source = build_source(FolderConfig(kind="folder", path=tmp_path), 8)
+        batch = take(loader(source, 6, workers=workers), 1)[0]
+        assert {item.name for item in batch.unreadable} == {str(tmp_path / "4.png")}
+        assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.index)
+
+
+def test_empty_source():
+    with pytest.raises(UserError, match="no sample"):
+        loader(Numbers(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_leaves_the_global_generators_alone(workers):
+    def states():
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before = states()
+    take(loader(Numbers(9), workers=workers), 10)
+    assert states() == before
+
+
+class TestWorkers:
+    def test_run_on_one_thread_and_leave_signals_to_the_main_process(self):
+        for batch in take(loader(WorkerFacts(10), workers=2), 4):
+            assert batch.images.flatten(1).tolist() == [[1, 1, 1]] * 4
+            assert os.getpid() not in batch.index
+
+    def test_a_signal_to_all_processes_loses_no_batch(self):
+        batches = iter(loader(WorkerFacts(10), workers=2))
+        for _ in range(3):
+            workers = set(next(batches).index.tolist())
+            for number in (signal.SIGINT, signal.SIGTERM):
+                for worker in workers:
+                    os.kill(worker, number)
+        assert len(take(batches, 8)) == 8
+
+    @pytest.mark.parametrize("way", ["close", "drop"])
+    def test_end_with_the_iteration(self, way):
+        batches = iter(loader(Numbers(10), workers=2))
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+        if way == "close":
+            batches.close()
+        del batches
+        assert multiprocessing.active_children() == []
+
+    def test_end_with_an_error(self):
+        with pytest.raises(UserError):
+            next(iter(loader(Numbers(10, range(10)), workers=2)))
+        assert multiprocessing.active_children() == []
+
+    def test_end_when_the_main_process_tells_them(self):
+        batches = iter(loader(Numbers(10), workers=2))
+        next(batches)
+        worker = multiprocessing.active_children()[0]
+        worker.terminate()
+        worker.join(timeout=10)
+        assert worker.exitcode == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    def test_end_with_the_main_process(self, number, capfd):
+        """Ctrl-C ends all with one traceback, without chatter of workers; even SIGKILL leaves no worker behind."""
+        context = multiprocessing.get_context("fork")
+        reader, writer = context.Pipe(duplex=False)
+        process = context.Process(target=_read_for_ever, args=(writer,))
+        process.start()
+        workers = reader.recv()
+        assert len(workers) == 2 and all(_runs(worker) for worker in workers)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.kill()
+        process.join(timeout=30)
+        assert process.exitcode == (1 if number == signal.SIGINT else -number)
+        deadline = time.monotonic() + 20
+        while any(_runs(worker) for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        if number == signal.SIGINT:
+            errors = capfd.readouterr().err
+            assert errors.count("Traceback") == 1 and errors.strip().endswith("KeyboardInterrupt")
+
+
+def _read_for_ever(writer):
+    os.setsid()
+    batches = iter(loader(Numbers(10), workers=2))
+    next(batches)
+    writer.send([child.pid for child in multiprocessing.active_children()])
+    while True:
+        next(batches)
+
+
+def _runs(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:  # noqa: PTH123
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

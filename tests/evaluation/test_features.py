@@ -1,0 +1,67 @@
+import pytest
+import torch
+import torchvision.transforms.v2.functional as T
+
+from vpt_vision.errors import UserError
+from vpt_vision.evaluation.features import extract, whole_images
+from vpt_vision.task import Renderer
+
+
+def test_whole_images_agree_with_torchvision():
+    images = torch.randint(0, 256, (3, 3, 23, 23), dtype=torch.uint8)
+    renderer = Renderer(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
+    resized = T.resize(
+        images.double() / 255, [16, 16], interpolation=T.InterpolationMode.BICUBIC, antialias=True
+    )
+    expected = T.normalize(resized, renderer.mean, renderer.std)
+    torch.testing.assert_close(whole_images(images, renderer, 16).double(), expected, atol=2e-5, rtol=0)
+
+
+def test_an_image_of_the_very_size_is_left_as_it_is():
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    seen = whole_images(images, Renderer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), 16)
+    torch.testing.assert_close(seen, images / 255)
+
+
+def test_features_are_those_of_timm_one_image_at_a_time(backbone, squares):
+    source, renderer = squares(7), Renderer()
+    found = extract(backbone, source, renderer, 16, batch_size=3)
+    vit = backbone.vit.eval()
+    for number in range(7):
+        with torch.no_grad():
+            tokens = vit.forward_features(whole_images(source[number].image[None], renderer, 16))[0]
+        torch.testing.assert_close(found.cls[number], tokens[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.mean_patch[number], tokens[1:].mean(0), atol=1e-5, rtol=1e-5)
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert found.cls.dtype == found.mean_patch.dtype == torch.float32
+    assert not found.cls.requires_grad
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_extraction_is_in_eval_mode_and_puts_the_mode_back(backbone, squares, training):
+    backbone.train(training)
+    first, second = (extract(backbone, squares(8), Renderer(), 16) for _ in range(2))
+    assert torch.equal(first.cls, second.cls)  # stochastic depth would tell them apart
+    assert all(part.training == training for part in backbone.modules())
+
+
+def test_workers_change_nothing(backbone, squares):
+    here, there = (extract(backbone, squares(5), Renderer(), 16, batch_size=2, workers=n) for n in (0, 1))
+    assert torch.equal(here.cls, there.cls)
+    assert torch.equal(here.index, there.index)
+
+
+def test_unreadable_images_are_skipped_and_named(backbone, squares, caplog):
+    found = extract(backbone, squares(6, unreadable={0, 1, 4}), Renderer(), 16, batch_size=2)
+    assert found.index.tolist() == [2, 3, 5]
+    assert found.labels.tolist() == [2, 0, 2]
+    assert "image 4: broken on purpose" in caplog.text
+
+
+def test_bad_sources_are_refused_in_one_sentence(backbone, squares):
+    with pytest.raises(UserError, match="Image 3 of the source has no class label"):
+        extract(backbone, squares(6, unlabelled={3}), Renderer(), 16)
+    with pytest.raises(UserError, match="None of the source's 2 images can be read"):
+        extract(backbone, squares(2, unreadable={0, 1}), Renderer(), 16)
+    with pytest.raises(UserError, match="whole number of the backbone's patches"):
+        extract(backbone, squares(2), Renderer(), 18)

@@ -1,0 +1,162 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from vpt_kernels import Photometrics
+from vpt_vision.errors import UserError
+from vpt_vision.evaluation.pictures import crops_and_masks, curves, patch_pca
+from vpt_vision.evaluation.pictures.curves import read_curve
+from vpt_vision.evaluation.pictures.patch_pca import _align, project
+from vpt_vision.evaluation.pictures.style import BLUE, ORANGE, VERMILION
+from vpt_vision.task import Masks, Renderer, Task, Views
+
+HIDDEN = "#B4B4B4"
+
+
+def share(path, colour: str) -> float:
+    """Share of a picture's pixels that are of `colour`."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    wanted = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])
+    return (np.abs(pixels - wanted).max(-1) <= 3).mean()
+
+
+def views(count: int, images: int, size: int, box: list[float]) -> Views:
+    return Views(
+        size,
+        torch.tensor(box).expand(count, images, 4).clone(),
+        torch.ones(count, images, dtype=torch.bool),
+        Photometrics.neutral((count, images), torch.device("cpu")),
+    )
+
+
+def task(images: int, *, hidden: int = 0, local_views: int = 2) -> Task:
+    mask = torch.zeros(2, images, 16, dtype=torch.bool)
+    mask[..., :hidden] = True
+    return Task(
+        views(2, images, 16, [0.0, 1.0, 17.0, 18.5]),
+        views(local_views, images, 8, [6.0, 6.0, 8.0, 8.0]),
+        Masks(mask, int(mask.sum())),
+    )
+
+
+@pytest.fixture
+def images():
+    return torch.full((2, 3, 20, 20), 30, dtype=torch.uint8)
+
+
+def test_boxes_are_drawn_in_their_colours_and_hidden_patches_greyed(images, tmp_path):
+    bare, crops, masks = (tmp_path / name for name in ("bare.png", "crops.png", "new/masks.png"))
+    crops_and_masks(images, {"early": task(2, local_views=0)}, bare)
+    crops_and_masks(images, {"early": task(2)}, crops)
+    crops_and_masks(images, {"early": task(2, hidden=8), "late": task(2, hidden=8)}, masks)
+    legend = share(bare, ORANGE)
+    assert share(crops, ORANGE) > 2 * legend
+    assert share(bare, BLUE) > 0.003
+    assert share(masks, HIDDEN) > 0.05 > 10 * share(crops, HIDDEN)
+    with Image.open(crops) as one, Image.open(masks) as two:
+        assert two.width == pytest.approx(2 * one.width, abs=2)
+
+
+def test_the_hidden_patches_are_the_ones_that_are_greyed(images, tmp_path):
+    """The upper half of each view is hidden, so grey stands above dark there."""
+    crops_and_masks(images[:1], {"early": task(1, hidden=8)}, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        pixels = np.asarray(image.convert("L")).astype(int)
+    view = pixels[:, pixels.shape[1] // 2]  # a column of pixels through global view 1
+    dark = np.flatnonzero(np.abs(view - 30) <= 3)
+    grey = np.flatnonzero(np.abs(view - 0xB4) <= 12)
+    assert len(grey) > 30 and len(dark) > 60
+    assert np.median(grey) < dark.min()
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_curves_draw_every_run_and_a_value_panel_only_where_there_is_value(tmp_path):
+    plain = write(tmp_path / "a.jsonl", [{"step": s, "loss": 9 - s / 50, "value": None} for s in range(60)])
+    valued = write(
+        tmp_path / "b.jsonl",
+        [{"step": s, "loss": 8 - s / 50, "value": s / 9 if s % 5 == 0 else None} for s in range(60)],
+    )
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    curves({"fixed recipe": plain}, one)
+    curves({"fixed recipe": plain, "learned designer": valued}, two)
+    assert share(one, BLUE) > 0.002 and share(one, VERMILION) == 0
+    assert share(two, BLUE) > 0.001 and share(two, VERMILION) > 0.002
+    with Image.open(one) as single, Image.open(two) as double:
+        assert double.height > 1.5 * single.height
+
+
+def test_curves_of_a_single_point_and_of_nan(tmp_path):
+    rows = [{"step": 5, "loss": 2.0, "value": None}, {"step": 6, "loss": math.nan}]
+    file = write(tmp_path / "a.jsonl", rows)
+    curves({"one": file}, tmp_path / "one.png")
+    assert share(tmp_path / "one.png", BLUE) > 0
+    curve = read_curve(file)
+    assert curve.step.tolist() == [5, 6] and curve.loss[0] == 2.0
+    assert np.isnan(curve.loss[1]) and np.isnan(curve.value).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "cannot be read"),
+        ("", "holds no logged step"),
+        ('{"step": 1, "loss": 2}\n{"ste', "line 2 is not a JSON object"),
+        ('{"loss": 2}\n', "line 1 is not a JSON object with a step"),
+        ("3\n", "line 1 is not a JSON object"),
+    ],
+)
+def test_bad_logs_are_refused_in_one_sentence(tmp_path, content, sentence):
+    file = tmp_path / "metrics.jsonl"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        curves({"run": file}, tmp_path / "out.png")
+
+
+def test_projection_agrees_with_scikit_learn():
+    patches = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 8)
+    found = project(patches)
+    reference = PCA(3, svd_solver="full").fit(patches.double().reshape(60, 7).numpy())
+    expected = torch.from_numpy(reference.transform(patches.double().reshape(60, 7).numpy())).view(3, 4, 5, 3)
+    torch.testing.assert_close(_align(found.components, expected), expected)
+    assert found.explained == pytest.approx(reference.explained_variance_ratio_.sum())
+
+
+def test_projection_of_fewer_dimensions_than_colours_and_of_constant_features():
+    narrow = project(torch.randn(1, 3, 3, 2))
+    assert narrow.explained == pytest.approx(1)
+    assert not narrow.components[..., 2].any()
+    assert not project(torch.ones(1, 3, 3, 5)).components.any()
+
+
+def test_signs_follow_the_first_model_whatever_its_grid():
+    components = torch.randn(2, 4, 4, 3, dtype=torch.float64)
+    flipped = components * torch.tensor([1.0, -1.0, -1.0])
+    torch.testing.assert_close(_align(flipped, components), components)
+    coarse = torch.randn(2, 2, 2, 3, dtype=torch.float64)
+    smooth = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    torch.testing.assert_close(_align(-smooth, coarse), smooth)
+
+
+def test_patch_pca_shows_equal_models_alike_and_leaves_their_mode(backbone, tmp_path):
+    backbone.train()
+    images = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
+    path = tmp_path / "pca.png"
+    patch_pca({"start": backbone, "end": backbone}, images, path, renderer=Renderer(), size=32)
+    assert backbone.training
+    with Image.open(path) as image:
+        assert image.height > image.width / 2
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    colourful = (pixels.max(-1) - pixels.min(-1) > 40).mean()
+    assert colourful > 0.2

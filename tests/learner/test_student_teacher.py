@@ -1,0 +1,295 @@
+"""The learner against a recomputation that takes one view, one pair and one token at a time, in fp64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vpt_vision.learner import BackboneConfig, HeadConfig, Learner, LearnerConfig
+from vpt_vision.task import Masks, RenderedViews
+
+Batch = tuple[RenderedViews, Masks]
+MakeLearner = Callable[..., Learner]
+
+
+def relax(masks: Masks) -> tuple[Masks, Tensor]:
+    shares = masks.hidden.double().requires_grad_()
+    return Masks(masks.hidden, masks.total, shares), shares
+
+
+def balanced(logits: Tensor, temperature: float) -> Tensor:
+    q = torch.exp(logits / temperature)
+    for _ in range(3):
+        q = q / q.sum(0, keepdim=True) / q.shape[1]
+        q = q / q.sum(1, keepdim=True) / q.shape[0]
+    return q * len(q)
+
+
+def term_by_term(
+    learner: Learner, views: RenderedViews, masks: Masks, temperature: float
+) -> dict[str, Tensor]:
+    globals_, batch = masks.hidden.shape[:2]
+    student, teacher = learner.student, learner.teacher
+
+    def patch_logits(network: torch.nn.Module, features: Tensor) -> Tensor:
+        return (network.patch_head or network.cls_head)(features)
+
+    teacher_cls, teacher_patches = [], []
+    student_cls: dict[tuple[int, int], Tensor] = {}
+    student_patches, shares, global_cls, gram = [], [], [], []
+    for view in range(globals_):
+        for sample in range(batch):
+            image = views.global_views[view, sample][None]
+            hidden = masks.hidden[view, sample]
+            seen = teacher.backbone(image)
+            answered = student.backbone(image, hidden[None])
+            teacher_cls.append(teacher.cls_head(seen.cls)[0])
+            teacher_patches.append(patch_logits(teacher, seen.patches[0, hidden]))
+            student_cls[view, sample] = student.cls_head(answered.cls)[0]
+            student_patches.append(patch_logits(student, answered.patches[0, hidden]))
+            shares += [1 / int(hidden.sum())] * int(hidden.sum())
+            global_cls.append(answered.cls[0])
+            if learner.anchor is not None:
+                own = torch.nn.functional.normalize(answered.patches[0], dim=-1)
+                held = torch.nn.functional.normalize(learner.anchor(image).patches[0], dim=-1)
+                gram.append((own @ own.T - held @ held.T).square().mean())
+    for view in range(len(views.local_views)):
+        for sample in range(batch):
+            answered = student.backbone(views.local_views[view, sample][None])
+            student_cls[globals_ + view, sample] = student.cls_head(answered.cls)[0]
+
+    def targets(logits: Tensor, centre: Tensor | None) -> Tensor:
+        if centre is None:
+            return balanced(logits, temperature)
+        return torch.softmax((logits - centre) / temperature, dim=1)
+
+    ema = learner.config.centring == "ema"
+    q_cls = targets(torch.stack(teacher_cls), learner.cls_centre.value if ema else None)
+    q_patches = targets(torch.cat(teacher_patches), learner.patch_centre.value if ema else None)
+    log_p_patches = torch.log_softmax(torch.cat(student_patches) / 0.1, dim=1)
+    pairs = [
+        -(q_cls[view * batch + sample] * torch.log_softmax(logits / 0.1, dim=0)).sum()
+        for (other, sample), logits in student_cls.items()
+        for view in range(globals_)
+        if view != other
+    ]
+    entropies = -(q_patches * log_p_patches).sum(1)
+    terms = {
+        "dino": torch.stack(pairs).mean(),
+        "ibot": (entropies * torch.tensor(shares)).sum() / (globals_ * batch),
+        "koleo": torch.zeros(()).double(),
+    }
+    for view in range(globals_):
+        rows = torch.stack(global_cls[view * batch : (view + 1) * batch])
+        distances = torch.cdist(*[torch.nn.functional.normalize(rows, dim=1)] * 2)
+        distances = distances + torch.diag(torch.full((batch,), torch.inf))
+        terms["koleo"] = terms["koleo"] - torch.log(distances.min(1).values).mean()
+    if gram:
+        terms["gram"] = torch.stack(gram).mean()
+    return terms
+
+
+@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_terms_equal_those_taken_one_by_one(
+    make_learner: MakeLearner, batch: Batch, centring: str, shared: bool
+) -> None:
+    weights = {"dino_weight": 0.7, "ibot_weight": 1.3, "koleo_weight": 0.2, "gram_weight": 2.0}
+    learner = make_learner(centring=centring, shared=shared, **weights)
+    if learner.cls_centre is not None and learner.patch_centre is not None:
+        learner.cls_centre.value.normal_()
+        learner.patch_centre.value.normal_()
+    losses = learner(*batch, 0.05)
+    with torch.no_grad():
+        expected = term_by_term(learner, *batch, 0.05)
+    assert losses.terms.keys() == expected.keys()
+    for term, value in expected.items():
+        torch.testing.assert_close(losses.terms[term], value, atol=1e-6, rtol=1e-6)
+    total = sum(weights[f"{term}_weight"] * value for term, value in expected.items())
+    torch.testing.assert_close(losses.total, total, atol=1e-6, rtol=1e-6)
+    for term, per_sample in losses.per_sample.items():
+        assert per_sample.shape == (4,)
+        torch.testing.assert_close(per_sample.mean(), losses.terms[term])
+
+
+def test_student_and_teacher_start_equal_and_the_teacher_stays_in_eval_mode() -> None:
+    backbone = BackboneConfig(
+        name="vit_tiny_patch16_224", options={"embed_dim": 32, "depth": 2, "num_heads": 2}, drop_path=0.5
+    )
+    learner = Learner(LearnerConfig(backbone=backbone, head=HeadConfig(prototypes=8), gram_weight=1.0))
+    teacher = learner.teacher.state_dict()
+    assert teacher.keys() == learner.student.state_dict().keys()
+    assert all(torch.equal(tensor, teacher[name]) for name, tensor in learner.student.state_dict().items())
+    assert learner.student.training and not any(part.training for part in learner.teacher.modules())
+    assert learner.anchor is not None and not any(part.training for part in learner.anchor.modules())
+    assert not any(p.requires_grad for p in [*learner.teacher.parameters(), *learner.anchor.parameters()])
+    assert all(p.requires_grad for p in learner.student.parameters())
+    drops = [
+        [getattr(part, "drop_prob", 0.0) for part in n.modules()] for n in (learner.student, learner.teacher)
+    ]
+    assert max(drops[0]) == 0.5 and max(drops[1]) == 0.0
+
+
+@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_relaxed_masks_leave_every_value_as_it_is(
+    make_learner: MakeLearner, batch: Batch, centring: str, shared: bool
+) -> None:
+    learner = make_learner(centring=centring, shared=shared)
+    views, masks = batch
+    packed, dense = learner(views, masks, 0.05), learner(views, relax(masks)[0], 0.05)
+    for term, value in packed.terms.items():
+        torch.testing.assert_close(dense.terms[term], value, atol=1e-7, rtol=1e-6)
+
+
+def test_relaxed_masks_have_the_gradient_of_finite_differences(
+    make_learner: MakeLearner, batch: Batch
+) -> None:
+    learner = make_learner()
+    views, masks = batch
+    relaxed, shares = relax(masks)
+    targets = learner.teacher_targets(views.global_views, relaxed, 0.05)
+
+    def loss(shares: Tensor) -> Tensor:
+        relaxed = Masks(masks.hidden, masks.total, shares)
+        return learner.losses(learner.student_outputs(views, relaxed), targets, relaxed).total
+
+    (gradient,) = torch.autograd.grad(loss(shares), shares)
+    for position in [(0, 0, 3), (0, 1, 5), (1, 3, 0), (1, 0, 15)]:
+        step = torch.zeros_like(shares)
+        step[position] = 1e-5
+        with torch.no_grad():
+            difference = (loss(shares + step) - loss(shares - step)) / 2e-5
+        torch.testing.assert_close(gradient[position], difference, atol=1e-6, rtol=1e-4)
+
+
+def test_losses_can_be_differentiated_twice(make_learner: MakeLearner, batch: Batch) -> None:
+    learner = make_learner(gram_weight=1.0)
+    views, masks = batch
+    relaxed, shares = relax(masks)
+    tail = list(learner.student.backbone.tail_parameters(1).values())
+    with sdpa_kernel(SDPBackend.MATH):
+        first = torch.autograd.grad(learner(views, relaxed, 0.05).total, tail, create_graph=True)
+        (second,) = torch.autograd.grad(sum(g.square().sum() for g in first), shares)
+    assert second.isfinite().all() and second.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_tail_after_trunk_gives_the_outputs(make_learner: MakeLearner, batch: Batch, dense: bool) -> None:
+    learner = make_learner()
+    views, masks = batch
+    masks = relax(masks)[0] if dense else masks
+    whole = learner.student_outputs(views, masks)
+    in_two = learner.student_tail(learner.student_trunk(views, masks, 2))
+    assert torch.equal(in_two.cls, whole.cls)
+    assert torch.equal(in_two.patches, whole.patches)
+    assert torch.equal(in_two.global_features.cls, whole.global_features.cls)
+
+
+def test_tail_parameters_act_on_all_views(make_learner: MakeLearner, batch: Batch) -> None:
+    learner = make_learner()
+    views, masks = batch
+    trunk = learner.student_trunk(views, masks, 1)
+    tail = learner.student.backbone.tail_parameters(1)
+    moved = {name: tensor.detach() * 1.1 for name, tensor in tail.items()}
+    functional = learner.student_tail(trunk, moved)
+    with torch.no_grad():
+        for name, tensor in tail.items():
+            tensor.copy_(moved[name])
+    torch.testing.assert_close(functional.cls, learner.student_outputs(views, masks).cls)
+
+
+def test_gradient_reaches_all_of_the_student_and_nothing_else(
+    make_learner: MakeLearner, batch: Batch
+) -> None:
+    learner = make_learner(gram_weight=1.0).train()
+    learner(*batch, 0.05).total.backward()
+    assert all(p.grad is not None for p in learner.student.parameters())
+    assert all(p.grad is None for p in learner.teacher.parameters())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
+def test_teacher_is_the_moving_average_of_the_student(make_learner: MakeLearner, momentum: float) -> None:
+    learner = make_learner()
+    before = {name: tensor.clone() for name, tensor in learner.teacher.state_dict().items()}
+    learner.update_teacher(momentum)
+    student = learner.student.state_dict()
+    for name, tensor in learner.teacher.state_dict().items():
+        torch.testing.assert_close(tensor, momentum * before[name] + (1 - momentum) * student[name])
+
+
+def test_centres_move_in_training_steps_alone(make_learner: MakeLearner, batch: Batch) -> None:
+    learner = make_learner(centring="ema", centre_momentum=0.6)
+    learner(*batch, 0.05)
+    assert learner.cls_centre.value.abs().sum() == 0
+    targets = learner.teacher_targets(batch[0].global_views, batch[1], 0.05)
+    learner.train()
+    learner(*batch, 0.05)
+    torch.testing.assert_close(learner.cls_centre.value, 0.4 * targets.cls.logits.mean(0))
+    torch.testing.assert_close(learner.patch_centre.value, 0.4 * targets.patches.logits.mean(0))
+
+
+def test_anchor_is_the_starting_teacher_and_part_of_the_state(
+    make_learner: MakeLearner, batch: Batch
+) -> None:
+    learner = make_learner(gram_weight=1.0)
+    start = learner.teacher.backbone(batch[0].global_views[0]).patches
+    learner.update_teacher(0.0)
+    torch.testing.assert_close(learner.anchor(batch[0].global_views[0]).patches, start)
+    assert not torch.allclose(learner.teacher.backbone(batch[0].global_views[0]).patches, start)
+    twin = make_learner(gram_weight=1.0, apart=0.3)
+    twin.load_state_dict(learner.state_dict())
+    torch.testing.assert_close(twin(*batch, 0.05).total, learner(*batch, 0.05).total)
+    assert make_learner().anchor is None
+
+
+def test_terms_without_weight_are_left_out(make_learner: MakeLearner, batch: Batch) -> None:
+    learner = make_learner(ibot_weight=0.0, koleo_weight=0.0)
+    losses = learner(*batch, 0.05)
+    assert losses.terms.keys() == losses.per_sample.keys() == {"dino"}
+    assert learner.student.patch_head is None
+    with pytest.raises(ValidationError, match="every loss has weight 0"):
+        LearnerConfig(dino_weight=0, ibot_weight=0, koleo_weight=0)
+
+
+def test_recipes_without_local_views_or_hidden_tokens(make_learner: MakeLearner, batch: Batch) -> None:
+    learner = make_learner()
+    views, masks = batch
+    no_locals = RenderedViews(views.global_views, views.local_views[:0])
+    nothing = Masks(torch.zeros_like(masks.hidden), 0)
+    losses = learner(no_locals, nothing, 0.05)
+    losses.total.backward()
+    assert losses.terms["ibot"] == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in learner.student.parameters())
+    outputs = learner.student_tail(learner.student_trunk(no_locals, masks, 1))
+    assert torch.equal(outputs.cls, learner.student_outputs(no_locals, masks).cls)
+    assert outputs.cls.shape == (2, 4, 24)
+
+
+def test_prototypes_are_those_of_the_student_heads(make_learner: MakeLearner) -> None:
+    learner = make_learner()
+    prototypes = learner.prototype_parameters()
+    assert prototypes[0] is learner.student.cls_head.prototypes
+    assert prototypes[1] is learner.student.patch_head.prototypes
+    assert len(make_learner(shared=True).prototype_parameters()) == 1
+
+
+def test_bf16_autocast_gives_fp32_losses_near_those_of_fp32(make_learner: MakeLearner, batch: Batch) -> None:
+    learner = make_learner(gram_weight=1.0, centring="ema").float()
+    views, masks = RenderedViews(*(pixels.float() for pixels in batch[0])), batch[1]
+    expected = learner(views, masks, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = learner(views, masks, 0.1)
+    for term, value in expected.terms.items():
+        assert losses.terms[term].dtype == torch.float32
+        torch.testing.assert_close(losses.terms[term], value, atol=0.02, rtol=0.03)
+
+
+def test_stochastic_depth_is_off_outside_training(make_learner: MakeLearner, batch: Batch) -> None:
+    learner = make_learner(drop_path=0.8)
+    assert torch.equal(learner(*batch, 0.05).total, learner(*batch, 0.05).total)
+    learner.train()
+    assert not torch.equal(learner(*batch, 0.05).total, learner(*batch, 0.05).total)

@@ -1,0 +1,25 @@
+"""Images: sources with random access behind one interface, and the loader that makes batches of them."""
+
+from vpt_vision.data.config import DataConfig, SourceConfig, build_source
+from vpt_vision.data.folder import Folder, FolderConfig
+from vpt_vision.data.loader import Batch, Loader
+from vpt_vision.data.scenes import FashionScenes, FashionScenesConfig
+from vpt_vision.data.shards import Shards, ShardsConfig
+from vpt_vision.data.source import Sample, Source, UnreadableSample
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "FashionScenes",
+    "FashionScenesConfig",
+    "Folder",
+    "FolderConfig",
+    "Loader",
+    "Sample",
+    "Shards",
+    "ShardsConfig",
+    "Source",
+    "SourceConfig",
+    "UnreadableSample",
+    "build_source",
+]

@@ -1,0 +1,49 @@
+"""Which data a run trains on, and how they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from vpt_vision.data.folder import Folder, FolderConfig
+from vpt_vision.data.scenes import FashionScenes, FashionScenesConfig
+from vpt_vision.data.shards import Shards, ShardsConfig
+from vpt_vision.data.source import Source
+from vpt_vision.schema import Config
+
+SourceConfig = Annotated[FashionScenesConfig | FolderConfig | ShardsConfig, Field(discriminator="kind")]
+
+
+class DataConfig(Config):
+    """The unlabelled images that the learner sees, and what they become before a task is set on them."""
+
+    train: SourceConfig
+    source_size: int = Field(
+        256, ge=16, description="side of the square that every image is decoded to, pixels"
+    )
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406),
+        description="subtracted from red, green and blue in [0, 1] (default: ImageNet's)",
+    )
+    std: tuple[float, float, float] = Field(
+        (0.229, 0.224, 0.225), description="what red, green and blue are divided by after that"
+    )
+    workers: int = Field(4, ge=0, description="processes that decode; 0 decodes in the training process")
+    max_unreadable: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of unreadable images, over at least 1,000 read, above which a run ends",
+    )
+
+
+def build_source(config: SourceConfig, size: int) -> Source:
+    """Open the data that `config` describes, as squares of `size` pixels; raises `UserError` if it cannot."""
+    match config:
+        case FashionScenesConfig():
+            return FashionScenes(config, size)
+        case FolderConfig():
+            return Folder(config, size)
+        case ShardsConfig():
+            return Shards(config, size)

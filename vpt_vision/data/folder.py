@@ -1,0 +1,131 @@
+"""A folder of images, labelled by its subfolders, by files beside the images, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import numpy as np
+from pydantic import Field
+
+from vpt_vision.data.decode import decode
+from vpt_vision.data.labels import number_names, parse_class
+from vpt_vision.data.members import CLASS, DEPTH, IMAGES, SEGMENTATION
+from vpt_vision.data.source import Sample, UnreadableSample
+from vpt_vision.errors import UserError
+from vpt_vision.schema import Config
+
+
+class FolderConfig(Config):
+    """Image files in a folder, with their labels as they lie."""
+
+    kind: Literal["folder"]
+    path: Path = Field(description="folder that holds images, or a subfolder of images for each class")
+    classes: int | None = Field(
+        None, ge=1, description="number of classes that .cls files name; unset: one more than the largest"
+    )
+
+
+class Folder:
+    """Every image below a folder, in the order of their paths; names that begin with a dot are passed over.
+
+    An image's class is the number in the `.cls` file beside it; where there are no such files, it is
+    the top subfolder that holds the image (subfolders sorted by name, empty ones counted, as in torchvision's
+    ImageFolder); images that lie in the folder itself have none. Segmentation and depth maps are read
+    where they lie beside the image.
+
+    Raises:
+        UserError: the folder is missing, cannot be listed, has no image, or its labels cannot be used.
+    """
+
+    def __init__(self, config: FolderConfig, size: int) -> None:
+        self.root = config.path.expanduser()
+        self.size = size
+        files = _files_below(self.root)
+        images = [path for path in files if _is_image(path)]
+        if not images:
+            raise UserError(
+                f"{self.root} holds no image: put {', '.join(IMAGES)} files there, or name another folder."
+            )
+        present = set(files)
+        labels: list[int | None] = [self._written_class(path, present) for path in images]
+        self.classes = number_names(labels, config.classes, str(self.root))
+        if self.classes is None:
+            self.classes, labels = self._subfolder_classes(images)
+        # Arrays, not lists: worker processes then share one copy, as no reference count is ever written.
+        self._paths = np.array([os.fsencode(path) for path in images])
+        self._labels = np.array([-1 if label is None else label for label in labels])
+        self._has_map = {
+            suffix: np.array([_stem(path) + suffix in present for path in images])
+            for suffix in (SEGMENTATION, DEPTH)
+        }
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        path = os.fsdecode(self._paths[index])
+        name = str(self.root / path)
+        try:
+            image = Path(name).read_bytes()
+            maps = [
+                (self.root / (_stem(path) + suffix)).read_bytes() if present[index] else None
+                for suffix, present in self._has_map.items()
+            ]
+        except OSError as error:
+            raise UnreadableSample(name, error.strerror or str(error)) from error
+        label = int(self._labels[index])
+        return Sample(
+            index=index, label=None if label < 0 else label, **decode(name, self.size, image, *maps)._asdict()
+        )
+
+    def _written_class(self, path: str, present: set[str]) -> int | None:
+        beside = _stem(path) + CLASS
+        if beside not in present:
+            return None
+        return parse_class((self.root / beside).read_bytes(), str(self.root / beside))
+
+    def _subfolder_classes(self, images: list[str]) -> tuple[list[str] | None, list[int | None]]:
+        folders = [Path(path).parts[:-1] for path in images]
+        tops = [parts[0] if parts else None for parts in folders]
+        if all(top is None for top in tops):
+            return None, [None] * len(images)
+        if None in tops:
+            raise UserError(
+                f"{self.root} holds images beside subfolders of images: move the former into a class folder, "
+                "or all of them into one folder."
+            )
+        classes = sorted(
+            entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
+        numbers = {name: number for number, name in enumerate(classes)}
+        return classes, [numbers[top] for top in tops if top is not None]
+
+
+def _files_below(root: Path) -> list[str]:
+    """Paths of all files, relative to `root` and sorted."""
+    if not root.is_dir():
+        problem = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"{root} {problem}: name a folder of images.")
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        below = Path(folder).relative_to(root)
+        found += [str(below / name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _cannot_list(error: OSError) -> NoReturn:
+    raise UserError(
+        f"{error.filename} cannot be listed ({error.strerror}): give it the right to be read."
+    ) from error
+
+
+def _is_image(path: str) -> bool:
+    lower = path.lower()
+    return lower.endswith(IMAGES) and not lower.endswith((SEGMENTATION, DEPTH))
+
+
+def _stem(path: str) -> str:
+    return str(Path(path).with_suffix(""))

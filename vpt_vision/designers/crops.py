@@ -1,0 +1,100 @@
+"""The law of crop boxes: torchvision's `RandomResizedCrop` on batched, keyed, bendable uniforms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpt_vision.designers.distributions import GridPosition, Kumaraswamy
+from vpt_vision.designers.recipe import CropsConfig, ViewKind
+from vpt_vision.designers.streams import Stream, draw
+from vpt_vision.task import Keys
+
+ATTEMPTS = 10  # boxes tried before the central one is taken, as in torchvision
+
+
+@dataclass(frozen=True)
+class CropBend:
+    """What a designer changes in the law of one kind of view, per image."""
+
+    area: Kumaraswamy  # [B], of the share of the recipe's range of area
+    aspect: Kumaraswamy  # [B], of the share of the recipe's range of log aspect ratio
+    field: Tensor  # [B, R, C] fp32: logits, over the image, of the place that the box is drawn to
+
+    @classmethod
+    def none(cls, batch: int, device: torch.device) -> CropBend:
+        """Return the recipe itself."""
+        uniform = Kumaraswamy.uniform(batch, device=device)
+        return cls(uniform, uniform, torch.zeros(batch, 1, 1, device=device))
+
+
+class CropLaw:
+    """Draws boxes for one kind of view.
+
+    Area and log aspect ratio are uniform on their ranges; of `ATTEMPTS` pairs the first whose box fits
+    in the image is taken, and its position is uniform among those inside the image. Where none fits, the
+    central box of the nearest admissible aspect ratio is taken whole. Boxes are real-valued:
+    torchvision rounds them to pixels.
+
+    A position is a place in the unit square, uniform in the recipe: the box shows the image's point at that
+    share of its height and width at the same share of its own. So a box drawn to a place shows it, whatever
+    the box's size and however near the image's edge the place lies.
+    """
+
+    def __init__(self, config: CropsConfig, kind: ViewKind) -> None:
+        self.kind = kind
+        self.ratio = config.ratio
+
+    def draw(self, keys: Keys, bend: CropBend, height: int, width: int) -> Tensor:
+        """Draw boxes [V, B, 4] (top, left, height, width), fp32, in an image of `height` x `width` pixels."""
+        area = bend.area[:, None].inverse_cdf(draw(keys, Stream.AREA, self.kind, ATTEMPTS))
+        aspect = bend.aspect[:, None].inverse_cdf(draw(keys, Stream.ASPECT, self.kind, ATTEMPTS))
+        heights, widths = self._sides(area, aspect, height, width)  # [V, B, ATTEMPTS]
+
+        fits = (heights <= height) & (widths <= width)
+        first = fits.int().argmax(-1, keepdim=True)  # the first of equal maxima
+        any_fits = fits.any(-1)
+        central_height, central_width = self._central_sides(height, width)
+        box_height = torch.where(any_fits, heights.gather(-1, first).squeeze(-1), central_height)
+        box_width = torch.where(any_fits, widths.gather(-1, first).squeeze(-1), central_width)
+
+        u_row = draw(keys, Stream.ROW, self.kind).squeeze(-1)
+        u_column = draw(keys, Stream.COLUMN, self.kind).squeeze(-1)
+        position = GridPosition(bend.field.expand(self.kind.views, *bend.field.shape))
+        row, column = position.inverse_cdf(u_row, u_column)
+        top = torch.where(any_fits, row, 0.5) * (height - box_height)
+        left = torch.where(any_fits, column, 0.5) * (width - box_width)
+        return torch.stack([top, left, box_height, box_width], dim=-1)
+
+    def kl(self, bend: CropBend) -> Tensor:
+        """KL [B] to the recipe of one attempt's area and aspect and of the position, over all views.
+
+        It is the box's own where every attempt fits; what turning attempts down does is not counted.
+        """
+        position = GridPosition(bend.field).kl_to_uniform()
+        return self.kind.views * (bend.area.kl_to_uniform() + bend.aspect.kl_to_uniform() + position)
+
+    def describe(self, bend: CropBend) -> dict[str, Tensor]:
+        """Batch means of an attempt's share of the area and of its log aspect ratio; spread of the field."""
+        low, high = self.kind.scale
+        low_log, high_log = (math.log(ratio) for ratio in self.ratio)
+        return {
+            "scale": low + (high - low) * bend.area.mean().mean(),
+            "log_aspect": low_log + (high_log - low_log) * bend.aspect.mean().mean(),
+            "position_spread": bend.field.flatten(1).std(-1, correction=0).mean(),
+        }
+
+    def _sides(self, area: Tensor, aspect: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Box heights and widths in pixels of shares in [0, 1] of the ranges of area and log aspect."""
+        low, high = self.kind.scale
+        low_log, high_log = (math.log(ratio) for ratio in self.ratio)
+        side = torch.sqrt((low + (high - low) * area) * (height * width))
+        stretch = torch.exp(0.5 * (low_log + (high_log - low_log) * aspect))
+        return side / stretch, side * stretch
+
+    def _central_sides(self, height: int, width: int) -> tuple[float, float]:
+        narrowest, widest = self.ratio
+        return min(height, width / narrowest), min(width, height * widest)

@@ -1,0 +1,148 @@
+"""The learned designer: a small network that bends the recipe's laws, image by image."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vpt_vision.designers.crops import CropBend
+from vpt_vision.designers.designer import Designer
+from vpt_vision.designers.distributions import Kumaraswamy
+from vpt_vision.designers.masks import MaskBend
+from vpt_vision.designers.network import STRIDE, ThumbnailNetwork
+from vpt_vision.designers.photometrics import EVENTS, STRENGTHS, PhotometricBend
+from vpt_vision.designers.policy import Policy, RecipeLaws, Surface
+from vpt_vision.designers.recipe import RecipeConfig
+from vpt_vision.designers.views import ViewBend
+from vpt_vision.errors import UserError
+from vpt_vision.schema import Config
+
+_KINDS = 2  # of views: global and local
+_SHAPES = 4  # log a and log b of area and of aspect
+_SEARCHED = ("crop_shapes", "crop_fields", "photometrics")  # heads of surfaces that population search moves
+
+
+class LearnedDesignerConfig(Config):
+    """A network that bends the recipe, and how it learns."""
+
+    kind: Literal["learned"] = Field(description="a network that bends the recipe for every image")
+    surfaces: tuple[Surface, ...] = Field(
+        ("crops", "photometrics", "masks"),
+        min_length=1,
+        description="what it controls; the rest stays the recipe's",
+    )
+    thumbnail: int = Field(
+        32,
+        ge=16,
+        multiple_of=STRIDE,
+        description="side of the thumbnail it reads, pixels; 32 or 64 are usual",
+    )
+    width: int = Field(
+        32, ge=8, multiple_of=8, description="channels of its first layer; 32 gives 0.1 M parameters"
+    )
+    shape_bound: float = Field(1.5, gt=0, description="largest |log a| and |log b| of a Kumaraswamy law")
+    logit_bound: float = Field(2.0, gt=0, description="largest shift of a probability's logit")
+    field_bound: float = Field(4.0, gt=0, description="largest |logit| of a place in the image")
+    mask_temperature: float = Field(
+        0.5, gt=0, description="of the relaxed mask that carries the gradient, in logits"
+    )
+    learning_rate: float = Field(1e-3, ge=0, description="of the designer's AdamW; 0 leaves it at the recipe")
+    weight_decay: float = Field(0.0, ge=0, description="of the designer's AdamW")
+    kl_weight: float = Field(0.01, ge=0, description="price in value of one nat of KL from the recipe")
+
+
+class LearnedDesigner(Designer):
+    """Bends crops, photometrics and masks by what it sees in the image, starting exactly at the recipe.
+
+    The last layers start at zero, and zero bends nothing: the first task is the fixed designer's for
+    the same keys. Every output passes through bound * tanh(x / bound), so the law never leaves the recipe's
+    ranges nor any outcome's probability vanishes. DESIGN.md section 6.
+
+    Raises `UserError` where the mask surface is asked for and the recipe's masks are not the random ones
+    that zero logits stand for.
+    """
+
+    def __init__(self, config: LearnedDesignerConfig, recipe: RecipeConfig, patch_size: int) -> None:
+        super().__init__()
+        if "masks" in config.surfaces and recipe.masks.kind != "random":
+            raise UserError(
+                f"designer.surfaces holds masks, which start at random masks, and recipe.masks.kind is "
+                f"{recipe.masks.kind}: set recipe.masks.kind to random, or take masks from designer.surfaces."
+            )
+        self.config = config
+        self.surfaces = frozenset(config.surfaces)
+        self.laws = RecipeLaws(recipe, patch_size)
+        self.network = ThumbnailNetwork(config.thumbnail, config.width)
+        self.heads = nn.ModuleDict()
+        pooled = self.network.features
+        if "crops" in self.surfaces:
+            self.heads["crop_shapes"] = nn.Linear(pooled, _KINDS * _SHAPES)
+            self.heads["crop_fields"] = nn.Conv2d(pooled, _KINDS, 1)
+        if "photometrics" in self.surfaces:
+            self.heads["photometrics"] = nn.Linear(pooled, _KINDS * (2 * len(STRENGTHS) + len(EVENTS)))
+        if "masks" in self.surfaces:
+            self.heads["masks"] = nn.Conv2d(pooled, 1, 1)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def policy(self, images: Tensor) -> Policy:
+        """Return the recipe, bent for each of uint8 `images` [B, 3, H, W]."""
+        height, width = images.shape[-2:]
+        pooled, features = self.network(images)
+        with torch.autocast(images.device.type, enabled=False):
+            global_crops, local_crops = self._crops(pooled, features)
+            global_photometrics, local_photometrics = self._photometrics(pooled)
+            return Policy(
+                laws=self.laws,
+                surfaces=self.surfaces,
+                global_bend=ViewBend(global_crops, global_photometrics),
+                local_bend=ViewBend(local_crops, local_photometrics),
+                mask_bend=self._masks(features),
+                height=height,
+                width=width,
+                device=images.device,
+            )
+
+    def search_parameters(self) -> dict[str, nn.Parameter]:
+        """Return weights and biases of the last layers of crops and photometrics; masks have a gradient."""
+        prefixes = tuple(f"heads.{head}." for head in _SEARCHED)
+        return {name: value for name, value in self.named_parameters() if name.startswith(prefixes)}
+
+    def _crops(self, pooled: Tensor, features: Tensor) -> list[CropBend]:
+        """One bend for global and one for local views."""
+        if "crops" not in self.surfaces:
+            return [CropBend.none(len(pooled), pooled.device)] * _KINDS
+        shapes = _bounded(self.heads["crop_shapes"](pooled), self.config.shape_bound)
+        shapes = shapes.T.reshape(_KINDS, _SHAPES, -1)
+        fields = _bounded(self.heads["crop_fields"](features), self.config.field_bound).unbind(1)
+        return [
+            CropBend(Kumaraswamy(area_a, area_b), Kumaraswamy(aspect_a, aspect_b), field)
+            for (area_a, area_b, aspect_a, aspect_b), field in zip(shapes, fields, strict=True)
+        ]
+
+    def _photometrics(self, pooled: Tensor) -> list[PhotometricBend]:
+        """One bend for global and one for local views."""
+        if "photometrics" not in self.surfaces:
+            return [PhotometricBend.none(len(pooled), pooled.device)] * _KINDS
+        raw = self.heads["photometrics"](pooled).T.reshape(_KINDS, -1, len(pooled))
+        bends = []
+        for kind in raw:
+            log_a, log_b, offsets = kind.split([len(STRENGTHS), len(STRENGTHS), len(EVENTS)])
+            bound = self.config.shape_bound
+            strengths = Kumaraswamy(_bounded(log_a, bound), _bounded(log_b, bound))
+            bends.append(PhotometricBend(strengths, _bounded(offsets, self.config.logit_bound)))
+        return bends
+
+    def _masks(self, features: Tensor) -> MaskBend | None:
+        if "masks" not in self.surfaces:
+            return None
+        field = _bounded(self.heads["masks"](features)[:, 0], self.config.field_bound)
+        return MaskBend(field, self.config.mask_temperature)
+
+
+def _bounded(x: Tensor, bound: float) -> Tensor:
+    """Squash to [-bound, bound], with slope 1 at 0."""
+    return bound * torch.tanh(x / bound)

@@ -1,0 +1,49 @@
+"""The small network that reads a source image once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+STRIDE = 4  # of the feature map, in pixels of the thumbnail
+
+
+class ThumbnailNetwork(nn.Module):
+    """Features of an image's thumbnail, pooled and as a map.
+
+    Two strided convolutions and a residual block. Normalisation is by groups of channels within an
+    image, never over the batch: an image's features do not depend on its neighbours. It stands inside the
+    residual branch and before the map, so that overall brightness and colour reach the pooled features.
+    """
+
+    def __init__(self, thumbnail: int, width: int) -> None:
+        super().__init__()
+        self.thumbnail = thumbnail
+        self.features = 2 * width
+        groups = width // 4  # of eight channels each
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, self.features, 3, stride=2, padding=1),
+            nn.GELU(),
+        )
+        self.block = nn.Sequential(
+            nn.GroupNorm(groups, self.features),
+            nn.Conv2d(self.features, self.features, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(self.features, self.features, 3, padding=1),
+        )
+        self.map_norm = nn.GroupNorm(groups, self.features)
+        self.pool = nn.Sequential(
+            nn.LayerNorm(self.features), nn.Linear(self.features, self.features), nn.GELU()
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pooled features [B, D] and their map [B, D, R, C], fp32, of uint8 `images` [B, 3, H, W]."""
+        with torch.autocast(images.device.type, enabled=False):
+            size = (self.thumbnail, self.thumbnail)
+            thumbnails = functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
+            x = self.stem(thumbnails / 127.5 - 1)
+            x = x + self.block(x)
+            return self.pool(x.mean((-2, -1))), self.map_norm(x)

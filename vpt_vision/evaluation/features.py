@@ -1,0 +1,127 @@
+"""Frozen features of a labelled source, extracted once and read by every probe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vpt_kernels import Photometrics
+from vpt_vision.data.source import Sample, Source, UnreadableSample
+from vpt_vision.errors import UserError
+from vpt_vision.feedback.evaluating import evaluating
+from vpt_vision.learner.backbone import Backbone
+from vpt_vision.task import Renderer, Views
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProbeFeatures:
+    """What a probe reads: features and labels of N images, on the CPU."""
+
+    cls: Tensor  # [N, D] fp32: CLS token after the final norm
+    mean_patch: Tensor  # [N, D] fp32: mean of the patch tokens after the final norm
+    labels: Tensor  # [N] int64
+    index: Tensor  # [N] int64: each image's number in its source
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def extract(
+    backbone: Backbone,
+    source: Source,
+    renderer: Renderer,
+    size: int,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> ProbeFeatures:
+    """Features of every readable image of `source`, seen whole at `size` pixels.
+
+    Each image is resized from its full box with antialiasing, by the renderer that training uses,
+    without photometric change. The backbone runs in eval mode, in fp32, where its parameters lie;
+    its mode is put back afterwards. `workers` processes decode the images (0: this one).
+
+    Raises `UserError` where an image has no label or the source has no readable image. An unreadable
+    image is skipped and named in the log.
+    """
+    device = next(backbone.parameters()).device
+    loader = DataLoader(_Readable(source), batch_size, num_workers=workers, collate_fn=_readable_batch)
+    cls: list[Tensor] = []
+    mean_patch: list[Tensor] = []
+    labels: list[int] = []
+    index: list[int] = []
+    with evaluating(backbone), torch.no_grad():
+        for samples in loader:
+            if not samples:
+                continue
+            images = torch.stack([sample.image for sample in samples])
+            features = backbone(whole_images(images.to(device), renderer, size))
+            cls.append(features.cls.float().cpu())
+            mean_patch.append(features.patches.float().mean(1).cpu())
+            labels.extend(_label(sample) for sample in samples)
+            index.extend(sample.index for sample in samples)
+    if not labels:
+        raise UserError(
+            f"None of the source's {len(source)} images can be read: probe a source that has images."
+        )
+    return ProbeFeatures(
+        cls=torch.cat(cls),
+        mean_patch=torch.cat(mean_patch),
+        labels=torch.tensor(labels),
+        index=torch.tensor(index),
+    )
+
+
+def whole_images(images: Tensor, renderer: Renderer, size: int) -> Tensor:
+    """Each uint8 image [B, 3, H, W] as one view of its full box: normalised fp32 [B, 3, size, size]."""
+    count, _, height, width = images.shape
+    device = images.device
+    views = Views(
+        size=size,
+        boxes=torch.tensor([0.0, 0.0, height, width], device=device).expand(1, count, 4),
+        flips=torch.zeros(1, count, dtype=torch.bool, device=device),
+        photometrics=Photometrics.neutral((1, count), device),
+    )
+    return views.render(
+        images,
+        mean=torch.tensor(renderer.mean, device=device),
+        std=torch.tensor(renderer.std, device=device),
+        interpolation=renderer.interpolation,
+    )[0]
+
+
+class _Readable(Dataset[Sample | None]):
+    """A source as a map-style data set, with None in the place of an unreadable image."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        try:
+            return self.source[index]
+        except UnreadableSample as error:
+            _LOG.warning("Skipped an unreadable image: %s", error)
+            return None
+
+
+def _readable_batch(samples: Sequence[Sample | None]) -> list[Sample]:
+    return [sample for sample in samples if sample is not None]
+
+
+def _label(sample: Sample) -> int:
+    if sample.label is None:
+        raise UserError(
+            f"Image {sample.index} of the source has no class label, which a probe needs: name a labelled "
+            "source under 'evaluation'."
+        )
+    return sample.label

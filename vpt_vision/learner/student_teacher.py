@@ -1,0 +1,270 @@
+"""`Learner`: student and EMA teacher, and the losses of the task they are set."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vpt_vision.learner.backbone import Backbone, BackboneConfig, Features, TailInput
+from vpt_vision.learner.centring import Centre, Target, sinkhorn_target
+from vpt_vision.learner.gram import gram_loss
+from vpt_vision.learner.heads import HeadConfig, ProjectionHead
+from vpt_vision.learner.koleo import koleo_loss
+from vpt_vision.learner.objectives import dino_loss, ibot_loss
+from vpt_vision.schema import Config
+from vpt_vision.task import Masks, RenderedViews
+
+
+class LearnerConfig(Config):
+    """Student, teacher and objective; defaults are those of DINOv2."""
+
+    backbone: BackboneConfig = Field(BackboneConfig(), description="the ViT of student and teacher")
+    head: HeadConfig = Field(HeadConfig(), description="the projection heads")
+    dino_weight: float = Field(1.0, ge=0, description="weight of the class-token loss (0: left out)")
+    ibot_weight: float = Field(1.0, ge=0, description="weight of the masked-patch loss (0: left out)")
+    koleo_weight: float = Field(
+        0.1, ge=0, description="weight of KoLeo, summed over global views (0: left out)"
+    )
+    gram_weight: float = Field(
+        0.0, ge=0, description="weight of Gram anchoring to the starting teacher (0: left out)"
+    )
+    centring: Literal["sinkhorn", "ema"] = Field("sinkhorn", description="how teacher targets are balanced")
+    centre_momentum: float = Field(
+        0.9, ge=0, le=1, description="momentum of the running centre (centring: ema)"
+    )
+    student_temperature: float = Field(0.1, gt=0, description="temperature of the student's predictions")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term that is computed."""
+        weights = {
+            "dino": self.dino_weight,
+            "ibot": self.ibot_weight,
+            "koleo": self.koleo_weight,
+            "gram": self.gram_weight,
+        }
+        return {term: weight for term, weight in weights.items() if weight > 0}
+
+    @model_validator(mode="after")
+    def _has_a_term(self) -> LearnerConfig:
+        if not self.weights:
+            raise ValueError("every loss has weight 0; give one a positive weight")
+        return self
+
+
+class Network(nn.Module):
+    """A backbone and its heads. `patch_head` is None where patches use the class token's head, or none."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        super().__init__()
+        self.backbone = Backbone(config.backbone)
+        self.cls_head = ProjectionHead(self.backbone.dim, config.head)
+        separate = config.ibot_weight > 0 and not config.head.shared
+        self.patch_head = ProjectionHead(self.backbone.dim, config.head) if separate else None
+
+    def project(self, cls: Tensor, patches: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return fp32 logits [M, K] of class tokens [M, D] and, where given, of patches [P, D]."""
+        if patches is None:
+            return self.cls_head(cls), None
+        if self.patch_head is not None:
+            return self.cls_head(cls), self.patch_head(patches)
+        both = self.cls_head(torch.cat([cls, patches]))
+        return both[: len(cls)], both[len(cls) :]
+
+
+class Targets(NamedTuple):
+    """What the teacher sets for one batch. Without gradient."""
+
+    cls: Target  # G·B rows, view by view
+    patches: Target | None  # rows as in Outputs.patches
+    hidden_index: Tensor | None  # [M] int64 of G·B·N tokens: those with rows; None where all have one
+    gram: Tensor | None  # [G·B, N, D]: patches of the anchor
+
+
+class Outputs(NamedTuple):
+    """What the student answers."""
+
+    cls: Tensor  # [V, B, K] fp32 logits of all views, the G global ones first
+    patches: Tensor | None  # [M, K] fp32 logits of hidden tokens, or of all G·B·N with relaxed masks
+    global_features: Features  # cls [G·B, D], patches [G·B, N, D] of the global views
+
+
+class TrunkState(NamedTuple):
+    """The student stopped before its last blocks."""
+
+    global_views: TailInput  # of G·B images
+    local_views: TailInput | None  # of L·B images
+    masks: Masks
+
+
+class Losses(NamedTuple):
+    """One batch's losses."""
+
+    total: Tensor  # fp32 scalar: the weighted sum of the terms
+    terms: dict[str, Tensor]  # fp32 scalars, unweighted: those of dino, ibot, koleo, gram that have a weight
+    per_sample: dict[str, Tensor]  # [B] fp32 for dino and ibot; their means are the terms
+
+
+class Learner(nn.Module):
+    """Student, EMA teacher and objective of DINOv2 (Oquab et al. 2023, section 4).
+
+    Student and teacher start equal. The teacher has no stochastic depth, is always in eval mode and sees
+    unmasked views. With `gram_weight` a copy of the starting teacher's backbone stays as the anchor of
+    the patch similarities (DINOv3, Siméoni et al. 2025, section 4).
+    """
+
+    def __init__(self, config: LearnerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weights = config.weights
+        self.student = Network(config)
+        as_teacher = config.backbone.model_copy(update={"weights": "none", "drop_path": 0.0})
+        self.teacher = Network(config.model_copy(update={"backbone": as_teacher}))
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.anchor = copy.deepcopy(self.teacher.backbone) if config.gram_weight > 0 else None
+        by_centre = config.centring == "ema"
+        self.cls_centre = Centre(config.head.prototypes, config.centre_momentum) if by_centre else None
+        self.patch_centre = Centre(config.head.prototypes, config.centre_momentum) if by_centre else None
+        self.train()
+
+    def train(self, mode: bool = True) -> Learner:
+        """Set the student's mode; the teacher and the anchor stay in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        if self.anchor is not None:
+            self.anchor.eval()
+        return self
+
+    def forward(self, views: RenderedViews, masks: Masks, temperature: float) -> Losses:
+        """Return the losses of one batch; in training mode the running centres then move.
+
+        `temperature` is the teacher's.
+        """
+        targets = self.teacher_targets(views.global_views, masks, temperature)
+        losses = self.losses(self.student_outputs(views, masks), targets, masks)
+        if self.training:
+            self.update_centre(targets)
+        return losses
+
+    @torch.no_grad()
+    def teacher_targets(self, global_views: Tensor, masks: Masks, temperature: float) -> Targets:
+        """Return the teacher's targets for the unmasked `global_views` [G, B, 3, S, S].
+
+        Patch targets are those of the hidden tokens; with relaxed masks those of every token, balanced
+        over the hidden ones.
+        """
+        images = global_views.flatten(0, 1)
+        features = self.teacher.backbone(images)
+        index = _hidden_index(masks)
+        cls, patches = self.teacher.project(features.cls, self._patch_rows(features, index))
+        patch_target = None
+        if patches is not None:
+            fitted = masks.hidden.flatten() if index is None else None
+            patch_target = self._target(patches, temperature, self.patch_centre, fitted)
+        return Targets(
+            cls=self._target(cls, temperature, self.cls_centre),
+            patches=patch_target,
+            hidden_index=index,
+            gram=None if self.anchor is None else self.anchor(images).patches,
+        )
+
+    def student_outputs(self, views: RenderedViews, masks: Masks) -> Outputs:
+        """Return the student's answers: global views with hidden tokens, local views whole."""
+        backbone = self.student.backbone
+        global_features = backbone(views.global_views.flatten(0, 1), _hidden_shares(masks))
+        local_features = backbone(views.local_views.flatten(0, 1)) if len(views.local_views) else None
+        return self._answer(global_features, local_features, masks)
+
+    def student_trunk(self, views: RenderedViews, masks: Masks, tail_blocks: int) -> TrunkState:
+        """Run the student up to its last `tail_blocks` blocks."""
+        backbone = self.student.backbone
+        global_views = backbone.trunk(views.global_views.flatten(0, 1), _hidden_shares(masks), tail_blocks)
+        local_views = None
+        if len(views.local_views):
+            local_views = backbone.trunk(views.local_views.flatten(0, 1), None, tail_blocks)
+        return TrunkState(global_views, local_views, masks)
+
+    def student_tail(self, state: TrunkState, parameters: dict[str, Tensor] | None = None) -> Outputs:
+        """Finish what `student_trunk` began; the two together equal `student_outputs`.
+
+        `parameters` stand in for those of `student.backbone.tail_parameters`, for this call alone.
+        """
+        backbone = self.student.backbone
+        local_features = None if state.local_views is None else backbone.tail(state.local_views, parameters)
+        return self._answer(backbone.tail(state.global_views, parameters), local_features, state.masks)
+
+    def losses(self, outputs: Outputs, targets: Targets, masks: Masks) -> Losses:
+        """Return the losses of the student's answers."""
+        temperature = self.config.student_temperature
+        batch = outputs.cls.shape[1]
+        terms, per_sample = {}, {}
+        if "dino" in self.weights:
+            per_sample["dino"] = dino_loss(outputs.cls, targets.cls, temperature)
+        if outputs.patches is not None and targets.patches is not None:
+            per_sample["ibot"] = ibot_loss(
+                outputs.patches, targets.patches, targets.hidden_index, masks, temperature
+            )
+        terms.update({term: losses.mean() for term, losses in per_sample.items()})
+        if "koleo" in self.weights:
+            views = outputs.global_features.cls.view(-1, batch, self.student.backbone.dim)
+            terms["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
+        if targets.gram is not None:
+            terms["gram"] = gram_loss(outputs.global_features.patches, targets.gram).mean()
+        total = torch.stack([weight * terms[term] for term, weight in self.weights.items()]).sum()
+        return Losses(total, terms, per_sample)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student: teacher ← momentum · teacher + (1 - momentum) · student."""
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
+        torch._foreach_lerp_(teacher, student, 1 - momentum)
+
+    def update_centre(self, targets: Targets) -> None:
+        """Move the running centres, if any, after a training step (whose masks are not relaxed)."""
+        if self.cls_centre is not None:
+            self.cls_centre.update(targets.cls.logits)
+        if self.patch_centre is not None and targets.patches is not None:
+            self.patch_centre.update(targets.patches.logits)
+
+    def prototype_parameters(self) -> list[nn.Parameter]:
+        """Return the student's prototypes, which the first steps of a run leave frozen."""
+        heads = (self.student.cls_head, self.student.patch_head)
+        return [head.prototypes for head in heads if head is not None]
+
+    def _patch_rows(self, features: Features, index: Tensor | None) -> Tensor | None:
+        """Return the patch tokens [M, D] that the iBOT loss compares, or None where it is left out."""
+        if "ibot" not in self.weights:
+            return None
+        rows = features.patches.flatten(0, 1)
+        return rows if index is None else rows.index_select(0, index)
+
+    def _answer(self, global_features: Features, local_features: Features | None, masks: Masks) -> Outputs:
+        views = [global_features] if local_features is None else [global_features, local_features]
+        rows = self._patch_rows(global_features, _hidden_index(masks))
+        cls, patches = self.student.project(torch.cat([features.cls for features in views]), rows)
+        return Outputs(cls.view(-1, masks.hidden.shape[1], cls.shape[1]), patches, global_features)
+
+    def _target(
+        self, logits: Tensor, temperature: float, centre: Centre | None, fitted: Tensor | None = None
+    ) -> Target:
+        if centre is not None:
+            return centre.target(logits, temperature)
+        return sinkhorn_target(logits, temperature, fitted)
+
+
+def _hidden_shares(masks: Masks) -> Tensor:
+    """Return how far each token of each global view is hidden, [G·B, N]: bool, or relaxed fp32."""
+    return (masks.hidden if masks.relaxed is None else masks.relaxed).flatten(0, 1)
+
+
+def _hidden_index(masks: Masks) -> Tensor | None:
+    """Return the flat indices [M] of the hidden tokens; None for relaxed masks, where every token counts."""
+    if masks.relaxed is not None:
+        return None
+    return torch.nonzero_static(masks.hidden.flatten(), size=masks.total).squeeze(1)

@@ -1,0 +1,66 @@
+"""Backbones by what names them: a run, a checkpoint, an exported file, or a timm model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from vpt_vision.config import RunConfig, load_config
+from vpt_vision.errors import UserError
+from vpt_vision.export import load_backbone_file
+from vpt_vision.learner import Backbone, BackboneConfig
+from vpt_vision.training.checkpoint import read_checkpoint
+from vpt_vision.training.run_folder import newest_state
+
+Network = Literal["teacher", "student"]
+
+
+def load_backbone(source: str | Path, *, network: Network = "teacher", weights: str = "timm") -> Backbone:
+    """Load a backbone on the CPU, in eval mode.
+
+    Args:
+        source: a run's output folder (its newest checkpoint), a checkpoint (`.pt`), an exported backbone
+            (`.safetensors`), or the name of a timm ViT.
+        network: which of a run's two networks; the teacher is the one that is exported and probed.
+        weights: for a timm model, where its weights come from, as `BackboneConfig.weights` says.
+
+    Raises:
+        UserError: where nothing of that name exists or can be read.
+    """
+    path = Path(source)
+    if path.is_dir():
+        state = newest_state(path)
+        if state is None:
+            raise UserError(f"{path} holds no checkpoint of a run: name a run's output folder, or wait for its first.")
+        backbone = _from_checkpoint(state, network)
+    elif path.suffix == ".pt":
+        backbone = _from_checkpoint(read_checkpoint(path), network)
+    elif path.suffix == ".safetensors":
+        backbone = load_backbone_file(path)
+    else:
+        try:
+            backbone = Backbone(BackboneConfig(name=str(source), weights=weights))
+        except UserError as error:
+            raise UserError(f"'{source}' is no folder, .pt or .safetensors file here, and as a model: {error}") from error
+    return backbone.eval()
+
+
+def config_of(source: str | Path) -> RunConfig | None:
+    """The config of the run that `source` is or came from; None where it tells of none."""
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".pt" and path.is_file():
+        return load_config(read_checkpoint(path)["config"])
+    stored = folder / "config.yaml"
+    return load_config(stored) if path.exists() and stored.is_file() else None
+
+
+def _from_checkpoint(state: dict[str, Any], network: Network) -> Backbone:
+    settings = load_config(state["config"]).learner.backbone
+    backbone = Backbone(settings.model_copy(update={"weights": "none", "drop_path": 0.0}))
+    prefix = f"{network}.backbone."
+    learner = state["learner"]
+    backbone.load_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in learner.items() if name.startswith(prefix)}
+    )
+    return backbone

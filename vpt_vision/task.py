@@ -1,0 +1,105 @@
+"""`Task`: the self-supervised prediction problem that a designer sets for one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from vpt_kernels import Photometrics, render_views
+
+
+class Keys(NamedTuple):
+    """What every random number of a step is a function of.
+
+    A draw depends on (seed, step, sample) alone, so it is the same whatever the batch layout, the
+    number of workers or the world size, and a resumed run repeats it without stored RNG state.
+    """
+
+    seed: int
+    step: int
+    samples: Tensor  # [B] int64 on the CPU: each image's index in its data set
+
+
+@dataclass(frozen=True)
+class Views:
+    """V views of one size of each of B source images."""
+
+    size: int  # side of the square view, pixels
+    boxes: Tensor  # [V, B, 4] fp32: top, left, height, width in source pixels, real-valued
+    flips: Tensor  # [V, B] bool: mirrored left to right after cropping
+    photometrics: Photometrics  # eight tensors [V, B]
+
+    def render(self, images: Tensor, *, mean: Tensor, std: Tensor, interpolation: str) -> Tensor:
+        """Render the views of uint8 `images` [B, 3, H, W] to normalised fp32 [V, B, 3, size, size]."""
+        return render_views(
+            images,
+            self.boxes,
+            self.flips,
+            self.photometrics,
+            size=self.size,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
+        )
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which patch tokens of the global views the student does not see."""
+
+    hidden: Tensor  # [G, B, N] bool: True where the token is replaced by the mask token
+    total: int  # number of True entries, known on the host so that packing needs no synchronisation
+    relaxed: Tensor | None = None  # [G, B, N] fp32, equal to `hidden` in value, with the designer's gradient
+
+    def detach(self) -> Masks:
+        """These masks without the designer's gradient."""
+        return replace(self, relaxed=None)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A self-supervised prediction problem for one batch, as plain tensors.
+
+    Made by a `Designer`, consumed by the `Learner`; nothing else passes between them.
+    """
+
+    global_views: Views
+    local_views: Views  # V = 0 where the recipe has no local views
+    masks: Masks
+
+    def detach(self) -> Task:
+        """The task as the learner trains on it: nothing in it leads back to the designer."""
+        return Task(_detach(self.global_views), _detach(self.local_views), self.masks.detach())
+
+
+def _detach(views: Views) -> Views:
+    photometrics = Photometrics(*(field.detach() for field in views.photometrics))
+    return replace(views, boxes=views.boxes.detach(), flips=views.flips, photometrics=photometrics)
+
+
+class RenderedViews(NamedTuple):
+    """The pixels of a task: normalised images of every view."""
+
+    global_views: Tensor  # [G, B, 3, S, S]
+    local_views: Tensor  # [L, B, 3, s, s]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Turns (source images, task) into pixels with one normalisation and one interpolation."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+
+    def __call__(self, images: Tensor, task: Task) -> RenderedViews:
+        """Render uint8 `images` [B, 3, H, W] as `task` says."""
+        mean = torch.tensor(self.mean, device=images.device)
+        std = torch.tensor(self.std, device=images.device)
+        both = (
+            views.render(images, mean=mean, std=std, interpolation=self.interpolation)
+            for views in (task.global_views, task.local_views)
+        )
+        return RenderedViews(*both)

@@ -1,0 +1,229 @@
+"""The loop: data, designer, learner, value step, checkpoint, log."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpt_vision.config import RunConfig, load_config
+from vpt_vision.data import Batch, Loader, build_source
+from vpt_vision.designers import build_designer
+from vpt_vision.errors import UserError
+from vpt_vision.export import save_backbone
+from vpt_vision.feedback import build_feedback
+from vpt_vision.learner import Learner
+from vpt_vision.task import Keys
+from vpt_vision.training.checkpoint import Checkpoints
+from vpt_vision.training.interrupts import Interrupts
+from vpt_vision.training.log import Log
+from vpt_vision.training.optimiser import LearnerOptimiser
+from vpt_vision.training.run_folder import BACKBONE_FILE, CHECKPOINT_FOLDER, claim, newest_state
+from vpt_vision.training.schedules import scheduled_values
+from vpt_vision.value import ValueStep
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where a run stands when `Trainer.fit` returns."""
+
+    output: Path
+    step: int  # learner updates done
+    interrupted: int | None  # number of the signal that ended it early; None where it ran to its last step
+
+
+class Trainer:
+    """Starts, or goes on with, the run that `config` describes.
+
+    Raises `UserError` where the config asks for what cannot be built.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.steps_done = 0
+        self.renderer = config.renderer()
+        self.loader = Loader(
+            build_source(config.data.train, config.data.source_size),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            workers=config.data.workers,
+            max_unreadable=config.data.max_unreadable,
+        )
+        torch.manual_seed(config.seed)
+        self.learner = Learner(config.learner).to(self.device)
+        torch.manual_seed(config.seed)  # the designer's weights are the same whatever the learner drew
+        self.designer = build_designer(
+            config.designer, config.recipe, patch_size=self.learner.student.backbone.patch_size
+        ).to(self.device)
+        self.optimiser = LearnerOptimiser(self.learner, config.optimiser)
+        self.value_step = self._value_step()
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step: the designer sets the task, the learner learns it, and now and then its value is judged."""
+        config, step = self.config, self.steps_done
+        scheduled = scheduled_values(config.schedule, step, config.steps)
+        keys = Keys(config.seed, step, batch.index)
+        images = batch.images.to(self.device, non_blocking=True)
+        torch.manual_seed(config.seed + step)  # stochastic depth draws from the global generator
+
+        with torch.no_grad():
+            task = self.designer(images, keys)
+            views = self.renderer(images, task)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            losses = self.learner(views, task.masks, scheduled.teacher_temperature)
+        report = self.optimiser.step(losses.total, scheduled)
+        self.learner.update_teacher(scheduled.momentum)
+        if self.value_step is not None and self.value_step.due(step):
+            self.value_step(images, keys, scheduled.teacher_temperature)
+
+        self.steps_done += 1
+        return {"loss": losses.total.detach(), **losses.terms, **report}
+
+    def fit(self) -> TrainingResult:
+        """Run to the last step, from the newest checkpoint of `config.output` if it holds one.
+
+        The same command after a kill at any moment goes on and gives the same losses, bit for bit on
+        one CPU. SIGTERM and Ctrl-C finish the step in hand, save, and return.
+
+        Raises:
+            UserError: where `config.output` holds another run, or too many images cannot be read.
+        """
+        config = self.config
+        output = claim(config)
+        checkpoints = Checkpoints(output / CHECKPOINT_FOLDER, config.checkpoint)
+        state = newest_state(output)
+        if state is not None:
+            self.load_state_dict(state)
+        start = self.steps_done
+        log = Log(config.log, output, start=start, steps=config.steps, run_config=config.model_dump(mode="json"))
+        with log, Interrupts() as interrupts:
+            if state is not None:
+                log.say(f"{output}: going on from step {start} of {config.steps}.")
+            meter = _Meter(config.batch_size, config.steps)
+            batches = iter(self.loader)
+            while self.steps_done < config.steps and interrupts.received is None:
+                batch = next(batches)
+                for unreadable in batch.unreadable:
+                    log.say(f"skipped an image that cannot be read: {unreadable}")
+                meter.add(self.train_step(batch))
+                last = self.steps_done == config.steps or interrupts.received is not None
+                log.advance(self.steps_done)
+                if last or self.steps_done % config.log.every == 0:
+                    log.write(self._record(meter))
+                if last or self.steps_done % config.checkpoint.every == 0:
+                    checkpoints.save(self.steps_done, self.state_dict())
+                    save_backbone(self.learner.teacher.backbone, output / BACKBONE_FILE, self.renderer)
+            if self.steps_done < config.steps:
+                log.say(f"{output}: saved at step {self.steps_done}; the same command goes on from there.")
+        return TrainingResult(output, self.steps_done, interrupts.received)
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything that the next step depends on. Random numbers are keyed by the step: they need no state."""
+        return {
+            "step": self.steps_done,
+            "config": self.config.model_dump(mode="json"),
+            "learner": self.learner.state_dict(),
+            "optimiser": self.optimiser.adamw.state_dict(),
+            "designer": self.designer.state_dict(),
+            "value": None if self.value_step is None else self.value_step.state_dict(),
+            "loader": self.loader.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take up the state of a run with the same config."""
+        self.steps_done = state["step"]
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.adamw.load_state_dict(state["optimiser"])
+        self.designer.load_state_dict(state["designer"])
+        if self.value_step is not None:
+            self.value_step.load_state_dict(state["value"])
+        self.loader.load_state_dict(state["loader"])
+
+    def _value_step(self) -> ValueStep | None:
+        """The judge of tasks, where there is feedback to judge by; a fixed recipe is measured and left alone."""
+        config = self.config
+        if config.feedback is None:
+            if config.designer.kind == "learned":
+                raise UserError("a learned designer learns from labelled examples: give the config a 'feedback' part.")
+            return None
+        source = build_source(config.feedback.source, config.data.source_size)
+        feedback = build_feedback(
+            config.feedback, source, renderer=self.renderer, size=config.recipe.crops.global_size, seed=config.seed
+        )
+        return ValueStep(
+            config.value, learner=self.learner, designer=self.designer, renderer=self.renderer, feedback=feedback
+        )
+
+    def _record(self, meter: _Meter) -> dict[str, float | int | None]:
+        """One line of the log: the only place in the loop that waits for the device."""
+        values = {} if self.value_step is None else self.value_step.latest
+        return {
+            "step": self.steps_done,
+            **meter.read(self.steps_done),
+            "value": None,
+            **{name: float(number) for name, number in values.items()},
+            **scheduled_values(self.config.schedule, self.steps_done - 1, self.config.steps)._asdict(),
+            "peak_host_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+def train(config: RunConfig | str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainingResult:
+    """Start the run that `config` describes, or go on with it, to its last step.
+
+    Args:
+        config: a checked config, a YAML file, or its contents as a mapping.
+        overrides: `dotted.key=value` strings, as on the command line; none with a checked config.
+
+    Raises:
+        UserError: where the config, the data or the output folder cannot be used.
+    """
+    checked = config if isinstance(config, RunConfig) else load_config(config, overrides)
+    return Trainer(checked).fit()
+
+
+class _Meter:
+    """Means of a step's figures and the rate of images since the last reading; sums stay on the device."""
+
+    def __init__(self, batch_size: int, steps: int) -> None:
+        self.batch_size = batch_size
+        self.steps = steps
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._since = time.perf_counter()
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        for name, figure in figures.items():
+            self._sums[name] = self._sums[name] + figure if name in self._sums else figure
+        self._count += 1
+
+    def read(self, steps_done: int) -> dict[str, float]:
+        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        seconds_per_step = (time.perf_counter() - self._since) / self._count
+        self._sums, self._count, self._since = {}, 0, time.perf_counter()
+        return {
+            **means,
+            "images_per_second": self.batch_size / seconds_per_step,
+            "seconds_left": seconds_per_step * (self.steps - steps_done),
+        }
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a config names; raises `UserError` where this machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: '{name}' is not a device: use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device: '{name}' was asked for, and this machine has {torch.cuda.device_count()} CUDA devices: use auto or cpu."
+        )
+    return device

@@ -1,0 +1,18 @@
+"""Value: how much the learner's next step on a task is predicted to lower downstream loss."""
+
+from vpt_vision.value.exact import exact_value
+from vpt_vision.value.finite_difference import finite_difference_value
+from vpt_vision.value.population import population_gradient
+from vpt_vision.value.scale import RunningScale
+from vpt_vision.value.setting import Setting
+from vpt_vision.value.step import ValueConfig, ValueStep
+
+__all__ = [
+    "RunningScale",
+    "Setting",
+    "ValueConfig",
+    "ValueStep",
+    "exact_value",
+    "finite_difference_value",
+    "population_gradient",
+]

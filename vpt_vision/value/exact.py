@@ -1,0 +1,34 @@
+"""Value and its gradient by double backward: the oracle that the other estimators are tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vpt_vision.feedback import Direction
+from vpt_vision.task import Task
+from vpt_vision.value.setting import Setting
+
+
+def exact_value(setting: Setting, task: Task, u: Direction) -> dict[str, Tensor]:
+    """V_k = ⟨u, ∇_{θ_S} L_k⟩ with the graph of ∇_{θ_S} L_k kept, so that it can be differentiated again.
+
+    See `Setting` for what comes in and goes out. Attention runs by plain matrix products ("math"), the
+    only backend with a double backward.
+    """
+    learner = setting.learner
+    with torch.no_grad():
+        views = setting.renderer(setting.images, task)
+        targets = learner.teacher_targets(views.global_views, task.masks, setting.temperature)
+    tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
+    along_u = [u[name] for name in tail]
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        losses = learner.losses(learner.student_outputs(views, task.masks), targets, task.masks)
+        values = {}
+        for term, loss in losses.terms.items():
+            gradient = torch.autograd.grad(
+                loss, list(tail.values()), create_graph=True, materialize_grads=True
+            )
+            values[term] = torch.stack([(g * d).sum() for g, d in zip(gradient, along_u, strict=True)]).sum()
+    return values

@@ -1,0 +1,207 @@
+"""`ValueStep`: measure the value of the designer's tasks, and move the designer up its gradient."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from vpt_vision.collectives import all_reduce_mean
+from vpt_vision.designers import Designer, LearnedDesigner, Policy
+from vpt_vision.feedback import ClassificationFeedback, Direction, FeedbackGradient, evaluating
+from vpt_vision.learner import Learner
+from vpt_vision.schema import Config
+from vpt_vision.task import Keys, Renderer, Task
+from vpt_vision.value.exact import exact_value
+from vpt_vision.value.finite_difference import finite_difference_value
+from vpt_vision.value.population import population_gradient
+from vpt_vision.value.scale import RunningScale
+from vpt_vision.value.setting import Setting
+
+
+class ValueConfig(Config):
+    """How often, on what and by which estimator the value of a task is measured."""
+
+    every: int = Field(8, ge=1, description="learner steps from one value step to the next")
+    burn_in: int = Field(
+        0, ge=0, description="learner steps in which value is measured but the designer rests"
+    )
+    batch: int = Field(32, ge=2, description="images of the learner's batch that value is measured on")
+    tail_blocks: int = Field(
+        2, ge=1, description="last blocks of the student that u and value speak of; 2 to 4"
+    )
+    estimator: Literal["finite_difference", "exact"] = Field(
+        "finite_difference",
+        description="finite_difference: two ordinary passes; exact: double backward, a slow check on it",
+    )
+    rho: float = Field(
+        1e-3, gt=0, description="finite difference: length of the step, in lengths of the weights"
+    )
+    pairs: int = Field(2, ge=1, description="population search: antithetic pairs of candidate designers")
+    sigma: float = Field(
+        0.1, gt=0, description="population search: deviation of a candidate's last-layer weights"
+    )
+    normalise: Literal["running", "none"] = Field(
+        "running",
+        description="running: each loss term's value is divided by its running size; none: as published",
+    )
+    scale_decay: float = Field(0.9, ge=0, lt=1, description="decay of the running size, per value step")
+
+
+class ValueStep:
+    """What the trainer calls every `config.every` steps, after the learner's own step.
+
+    The objective that the designer ascends is Σ_k w_k V_k / s_k - kl_weight · KL(designer ‖ recipe), with
+    the learner's weight w_k of loss term k and the running size s_k of its value (1 if not normalised). Masks
+    follow the estimator's own gradient, crops and photometrics population search; the designer's AdamW takes
+    the step.
+
+    Nothing here reaches the learner: it is read in eval mode, no `.grad` or buffer of it is written, and no
+    number is drawn from a global generator. A designer without parameters is measured and left alone.
+    """
+
+    def __init__(
+        self,
+        config: ValueConfig,
+        *,
+        learner: Learner,
+        designer: Designer,
+        renderer: Renderer,
+        feedback: ClassificationFeedback,
+    ) -> None:
+        self.config = config
+        self.learner = learner
+        self.designer = designer
+        self.renderer = renderer
+        self.feedback_gradient = FeedbackGradient(feedback, config.tail_blocks)
+        self.scale = RunningScale(config.scale_decay)
+        self.kl_weight = 0.0
+        self.optimiser: torch.optim.Optimizer | None = None
+        if isinstance(designer, LearnedDesigner):
+            self.kl_weight = designer.config.kl_weight
+            self.optimiser = torch.optim.AdamW(
+                designer.parameters(),
+                lr=designer.config.learning_rate,
+                weight_decay=designer.config.weight_decay,
+                fused=True,  # leaves everything alone where `found_inf` is 1, without waiting for the device
+            )
+        self.latest: dict[str, Tensor] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether learner step `step`, from 0, is followed by a value step."""
+        return step % self.config.every == 0
+
+    def __call__(self, images: Tensor, keys: Keys, temperature: float) -> dict[str, Tensor]:
+        """Measure, and after the burn-in improve the designer.
+
+        Args:
+            images: uint8 [B, 3, H, W] of the learner's step, on its device; the first `batch` are used.
+            keys: of that step.
+            temperature: the teacher's.
+
+        Returns:
+            Scalars on the device, kept as `latest`: `value` = ⟨u, ∇L_pre⟩ and `value/TERM` of each unweighted
+            term; `objective` without the KL; `kl/SURFACE` in nats, mean over images; what
+            `FeedbackGradient.update` and `Policy.describe` (under `policy/`) report; and
+            where the designer was improved `designer_gradient_norm` and `designer_skipped` (1 or 0).
+        """
+        images = images[: self.config.batch]
+        keys = keys._replace(samples=keys.samples[: self.config.batch])
+        learner = self.learner
+        with evaluating(learner), torch.autocast(images.device.type, enabled=False):
+            report = self.feedback_gradient.update(learner.student.backbone, keys)
+            setting = Setting(learner, self.renderer, images, temperature, self.config.tail_blocks)
+            u = self.feedback_gradient.u
+            improve = self.optimiser is not None and keys.step >= self.config.burn_in
+            with torch.set_grad_enabled(improve):
+                policy = self.designer.policy(images)
+                task = policy.sample(keys)
+            with torch.set_grad_enabled(task.masks.relaxed is not None):
+                values = self._values(setting, task, u)
+            over_ranks = {term: all_reduce_mean(value) for term, value in values.items()}
+            self.scale.update(over_ranks)
+            report |= self._describe(policy, over_ranks)
+            if improve:
+                report |= self._improve(setting, keys, u, policy, self._objective(values))
+        self.latest = report
+        return report
+
+    def _values(self, setting: Setting, task: Task, u: Direction) -> dict[str, Tensor]:
+        """V_k of each loss term."""
+        if self.config.estimator == "exact":
+            return exact_value(setting, task, u)
+        return finite_difference_value(setting, task, u, rho=self.config.rho)
+
+    def _objective(self, values: dict[str, Tensor]) -> Tensor:
+        """Σ_k w_k V_k / s_k."""
+        weights = self.learner.config.weights
+        if self.config.normalise == "none":
+            return torch.stack([weights[term] * value for term, value in values.items()]).sum()
+        return torch.stack([weights[term] * v / self.scale.scale(term) for term, v in values.items()]).sum()
+
+    @torch.no_grad()
+    def _describe(self, policy: Policy, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        weights = self.learner.config.weights
+        return {
+            "value": torch.stack([weights[term] * value for term, value in values.items()]).sum(),
+            **{f"value/{term}": value for term, value in values.items()},
+            "objective": self._objective(values),
+            **{f"kl/{surface}": kl.mean() for surface, kl in policy.kl().items()},
+            **{f"policy/{name}": scalar for name, scalar in policy.describe().items()},
+        }
+
+    def _improve(
+        self, setting: Setting, keys: Keys, u: Direction, policy: Policy, objective: Tensor
+    ) -> dict[str, Tensor]:
+        """Take one step of gradient ascent; `objective` leads back to the designer where masks do."""
+        assert self.optimiser is not None
+        parameters = dict(self.designer.named_parameters())
+        kl = torch.stack([kl.mean() for kl in policy.kl().values()]).sum()
+        gradients = torch.autograd.grad(
+            objective - self.kl_weight * kl,
+            list(parameters.values()),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        ascent = dict(zip(parameters, gradients, strict=True))
+        searched = population_gradient(
+            self.designer,
+            setting.images,
+            keys,
+            lambda task: self._objective(self._values(setting, task, u)),
+            pairs=self.config.pairs,
+            sigma=self.config.sigma,
+        )
+        for name, gradient in searched.items():
+            ascent[name] = ascent[name] + gradient
+
+        for name, parameter in parameters.items():
+            parameter.grad = -all_reduce_mean(ascent[name])  # AdamW descends
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+        skipped = 1.0 - norm.isfinite().float()
+        self.optimiser.grad_scale, self.optimiser.found_inf = None, skipped  # type: ignore[attr-defined]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {"designer_gradient_norm": norm, "designer_skipped": skipped}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next call depends on besides learner and designer."""
+        return {
+            "feedback_gradient": self.feedback_gradient.state_dict(),
+            "scale": self.scale.state_dict(),
+            "optimiser": None if self.optimiser is None else self.optimiser.state_dict(),
+            "latest": self.latest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave, onto the learner's device."""
+        device = self.learner.student.backbone.mask_token.device
+        state = tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
+        self.feedback_gradient.load_state_dict(state["feedback_gradient"])
+        self.scale.load_state_dict(state["scale"])
+        if self.optimiser is not None:
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.latest = state["latest"]
