@@ -82,5 +82,5 @@ def philox(
 
 
 def _to_open_unit(words: Tensor) -> Tensor:
-    """Map 32-bit words in int64 to fp32 in (0, 1), by their first 23 bits: with 24 the largest would round to 1."""
+    """Map 32-bit words held in int64 to fp32 in (0, 1) by 23 bits: with 24 the largest would round to 1."""
     return ((words >> 9).float() + 0.5) * 2.0**-23

@@ -1,10 +1,11 @@
-"""Run by test_collectives.py in one process per rank: `two_ranks.py RANK RANKS FOLDER`.
+"""The second process of test_collectives.py: `two_ranks.py RANK FOLDER`.
 
-Each rank takes its share of one fixed batch and saves what it finds; without a process group the same
+Each rank takes its half of one fixed batch and saves what it finds; without a process group the same
 function takes the whole batch.
 """
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -53,8 +54,17 @@ def compute() -> dict[str, torch.Tensor]:
     return found
 
 
+def compute_as_rank(rank: int, folder: Path) -> None:
+    """Take part as one of two ranks and save what was found in `folder`."""
+    patience = timedelta(seconds=60)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience
+    )
+    try:
+        torch.save(compute(), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
 if __name__ == "__main__":
-    rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    torch.save(compute(), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    compute_as_rank(int(sys.argv[1]), Path(sys.argv[2]))

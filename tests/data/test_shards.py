@@ -21,7 +21,7 @@ def png(pixels):
 
 
 def image(number):
-    """An image known by its first pixel, of some 300 bytes."""
+    """Make an image of some 300 bytes, known by its first pixel."""
     pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
     pixels[0, 0] = number
     return png(pixels)
@@ -117,7 +117,7 @@ def test_corrupt_image_is_named(tmp_path):
 
 
 class TestCutOff:
-    """A shard that ends too early, wherever it ends: what it holds whole is read, and the log names the shard."""
+    """A shard that ends too early, wherever: what it holds whole is read, and the log names the shard."""
 
     members = tuple(
         (f"{n}.{ext}", data) for n in range(3) for ext, data in (("png", image(n)), ("cls", b"%d" % n))
@@ -137,7 +137,7 @@ class TestCutOff:
             try:
                 readable.append(int(source[i].image[0, 0, 0]))
             except UnreadableSample as error:
-                assert "shard ends" in error.reason and i == len(source) - 1  # noqa: PT017
+                assert "shard ends" in error.reason and i == len(source) - 1
         images = (blocks + 2) // 4
         cut_label = blocks % 4 == 3 and not rest  # an image whose label is cut is not taken for unlabelled
         assert readable == list(range(images - cut_label))

@@ -235,10 +235,10 @@ def boxes_drawn_by(field: Tensor, recipe: RecipeConfig) -> dict[str, Tensor]:
 
 
 def shows(boxes: Tensor, cell: tuple[int, int]) -> Tensor:
-    """Tell which boxes contain the centre of a cell of the 8 x 8 field."""
-    y, x = (cell[0] + 0.5) / 8 * 48, (cell[1] + 0.5) / 8 * 64
+    """Tell which boxes meet a cell, 6 x 8 pixels, of the 8 x 8 field."""
+    y, x = 6 * cell[0], 8 * cell[1]
     top, left, tall, wide = boxes.unbind(-1)
-    return (top <= y) & (y <= top + tall) & (left <= x) & (x <= left + wide)
+    return (top <= y + 6) & (y <= top + tall) & (left <= x + 8) & (x <= left + wide)
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (1, 6), (4, 3), (7, 2)])
@@ -247,18 +247,18 @@ def test_a_peak_in_the_field_draws_the_crops_to_it(recipe: RecipeConfig, cell: t
     plain = boxes_drawn_by(field, recipe)
     field[cell] = 4.0
     drawn = boxes_drawn_by(field, recipe)
-    place = torch.tensor([(cell[0] + 0.5) / 8 * 48, (cell[1] + 0.5) / 8 * 64])
+    place = torch.tensor([6 * cell[0] + 3, 8 * cell[1] + 4])
     for kind in ("global", "local"):
         assert drawn[kind][..., 2:].equal(plain[kind][..., 2:])  # sizes are another law's
         # At this height 2 % of positions are drawn from elsewhere.
-        assert shows(drawn[kind], cell).float().mean() > 0.95, kind
+        assert shows(drawn[kind], cell).float().mean() > 0.97, kind
         centres = {
             name: boxes[..., :2] + boxes[..., 2:] / 2
             for name, boxes in (("plain", plain[kind]), ("drawn", drawn[kind]))
         }
         distance = {name: (centre - place).norm(dim=-1).mean() for name, centre in centres.items()}
         assert distance["drawn"] < 0.95 * distance["plain"], kind
-    assert shows(plain["local"], cell).float().mean() < 0.6
+    assert shows(plain["local"], cell).float().mean() < 0.8
     assert distance["drawn"] < 0.6 * distance["plain"]  # of local views, which have room to move
 
 
@@ -268,8 +268,8 @@ def test_two_peaks_draw_crops_to_both(recipe: RecipeConfig) -> None:
     boxes = boxes_drawn_by(field, recipe)["local"]
     first, second = shows(boxes, (1, 1)), shows(boxes, (6, 6))
     assert (first | second).float().mean() > 0.95
-    for one in (first & ~second, second & ~first):
-        assert 0.4 < one.float().mean() < 0.6
+    for one in (first & ~second, second & ~first):  # the larger boxes meet both
+        assert 0.3 < one.float().mean() < 0.6
 
 
 def test_kl_counts_every_view_and_quantity(recipe: RecipeConfig, images: Tensor, wild: Wild) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vpt_kernels import Photometrics
+from vpt_vision.data import SourceConfig
 from vpt_vision.errors import UserError
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.feedback.examples import Examples, Splits
@@ -22,6 +23,7 @@ from vpt_vision.task import Renderer, Views
 class FeedbackConfig(Config):
     """Labelled examples that tell which tasks help; they shape the task, never the learner's weights."""
 
+    source: SourceConfig = Field(description="labelled images, disjoint from those of the probes' test")
     head_size: int = Field(1024, ge=1, description="examples that the head is fitted on")
     meta_size: int = Field(1024, ge=2, description="examples whose loss the designer tries to lower")
     heldout_size: int = Field(512, ge=1, description="examples whose loss is only reported")

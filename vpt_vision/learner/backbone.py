@@ -80,6 +80,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
+        self.config = config
         self.vit = _create(config)
         self.dim: int = self.vit.embed_dim
         self.depth = len(self.vit.blocks)

@@ -84,7 +84,8 @@ class Trainer:
             self.value_step(images, keys, scheduled.teacher_temperature)
 
         self.steps_done += 1
-        return {"loss": losses.total.detach(), **losses.terms, **report}
+        terms = {name: term.detach() for name, term in losses.terms.items()}
+        return {"loss": losses.total.detach(), **terms, **report}
 
     def fit(self) -> TrainingResult:
         """Run to the last step, from the newest checkpoint of `config.output` if it holds one.
@@ -153,9 +154,12 @@ class Trainer:
             if config.designer.kind == "learned":
                 raise UserError("a learned designer learns from labelled examples: give the config a 'feedback' part.")
             return None
-        source = build_source(config.feedback.source, config.data.source_size)
         feedback = build_feedback(
-            config.feedback, source, renderer=self.renderer, size=config.recipe.crops.global_size, seed=config.seed
+            config.feedback,
+            build_source(config.feedback.source, config.data.source_size),
+            renderer=self.renderer,
+            size=config.recipe.crops.global_size,
+            seed=config.seed,
         )
         return ValueStep(
             config.value, learner=self.learner, designer=self.designer, renderer=self.renderer, feedback=feedback
