@@ -16,10 +16,10 @@ def expect(
     name: str,
     tensor: Tensor,
     dtypes: tuple[torch.dtype, ...],
-    shape: tuple[int | str, ...],
+    shape: tuple[int | str, ...] | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """Refuse `tensor` unless it has one of `dtypes`, the `shape` and, where given, the `device`.
+    """Refuse `tensor` unless it has one of `dtypes` and, where given, the `shape` and `device`.
 
     A number in `shape` must be met, a name stands for any size.
 
@@ -29,12 +29,15 @@ def expect(
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{function}: {name} must be a tensor, not {type(tensor).__name__}.")
-    sizes_agree = tensor.dim() == len(shape) and all(
-        isinstance(size, str) or size == found for size, found in zip(shape, tensor.shape, strict=True)
+    sizes_agree = shape is None or (
+        tensor.dim() == len(shape)
+        and all(
+            isinstance(size, str) or size == found for size, found in zip(shape, tensor.shape, strict=True)
+        )
     )
     if tensor.dtype in dtypes and sizes_agree and device in (None, tensor.device):
         return
-    wanted = f"{' or '.join(map(_name, dtypes))} [{', '.join(map(str, shape))}]"
+    wanted = f"{' or '.join(map(_name, dtypes))} [{', '.join(map(str, shape or ('*',)))}]"
     found = f"{_name(tensor.dtype)} [{', '.join(map(str, tensor.shape))}]"
     if device not in (None, tensor.device):
         wanted, found = f"{wanted} on {device}", f"{found} on {tensor.device}"

@@ -50,7 +50,7 @@ def keyed_uniform(seed: int, step: int, sample: Tensor, stream: int, count: int,
             f"keyed_uniform: count and skip must be at least 0, skip a multiple of 4 and their sum at most "
             f"{_LONGEST_DRAW}, got count {count} and skip {skip}."
         )
-    expect("keyed_uniform", "sample", sample, INTEGER, tuple(sample.shape))
+    expect("keyed_uniform", "sample", sample, INTEGER)
 
     # The counter: word 0 is block and stream, word 1 the step, words 2 and 3 the sample.
     block = torch.arange(skip // 4, (skip + count + 3) // 4, device=sample.device) | (stream << 16)

@@ -56,10 +56,8 @@ def compute() -> dict[str, torch.Tensor]:
 
 def compute_as_rank(rank: int, folder: Path) -> None:
     """Take part as one of two ranks and save what was found in `folder`."""
-    patience = timedelta(seconds=60)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience
-    )
+    store, patience = f"file://{folder}/store", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     try:
         torch.save(compute(), folder / f"{rank}.pt")
     finally:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+
 from vpt_kernels import block_masks
 
 
@@ -59,10 +60,10 @@ def statistics(masks):
 
 @pytest.mark.parametrize(
     ("height", "width", "count", "min_patches", "min_aspect"),
-    [(6, 6, 18, 4, 0.3), (9, 13, 40, 4, 0.3), (8, 5, 7, 1, 0.5), (4, 4, 16, 4, 0.3), (7, 7, 3, 4, 0.3)],
+    [(6, 6, 18, 4, 0.3), (9, 13, 40, 4, 0.3), (8, 5, 7, 1, 0.5), (7, 7, 3, 4, 0.3)],
 )
 def test_the_law_is_the_plain_generators(height, width, count, min_patches, min_aspect):
-    n = 3000
+    n = 100_000 // (height * width)
     draw = random.Random(5)
     plain = torch.tensor([plain_mask(count, height, width, draw, min_patches, min_aspect) for _ in range(n)])
     ours = block_masks(
@@ -83,7 +84,9 @@ def test_the_law_is_the_plain_generators(height, width, count, min_patches, min_
 
 
 def test_counts_are_exact_and_rows_independent():
-    counts = torch.cat((torch.arange(0, 71), torch.randint(0, 71, (200,), generator=torch.Generator().manual_seed(0))))
+    counts = torch.cat(
+        (torch.arange(0, 71), torch.randint(0, 71, (200,), generator=torch.Generator().manual_seed(0)))
+    )
     sample = torch.arange(len(counts)) * 2**33 - 5
     masks = block_masks(counts, (7, 10), seed=3, step=4, sample=sample)
     assert masks.shape == (271, 70) and masks.dtype == torch.bool

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from vpt_kernels import Potentials, centre_potentials, masked_distillation_loss, sinkhorn_potentials
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from vpt_kernels import keyed_uniform
 from vpt_kernels.random import _to_open_unit, philox
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vpt_kernels import keyed_uniform, sample_masks
 from vpt_kernels.random import SAMPLE_MASKS_STREAM
 from vpt_kernels.sample_masks import hide_highest

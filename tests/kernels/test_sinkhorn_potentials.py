@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from vpt_kernels import centre_potentials, sinkhorn_potentials
 
 
@@ -40,9 +41,9 @@ def test_equals_sinkhorn_knopp(rows, prototypes, temperature, iterations):
 
 def test_fp64_is_computed_in_fp64():
     logits = torch.randn(17, 9, dtype=torch.float64)
-    potentials = sinkhorn_potentials(logits, torch.tensor(0.05))
+    potentials = sinkhorn_potentials(logits, torch.tensor(0.05, dtype=torch.float64))
     q = (logits / 0.05 + potentials.row[:, None] + potentials.column).exp()
-    torch.testing.assert_close(q, sinkhorn_knopp(logits, torch.tensor(0.05)), atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(q, sinkhorn_knopp(logits, 0.05), atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -21,7 +21,11 @@ FAMILIES = {
     "deit_tiny_distilled_patch16_224": {},  # a second prefix token
     "vit_medium_patch16_gap_240": {},  # no class token
 }
-POOLS_IN_ITS_OWN_WAY = {"eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224"}  # not by the class token
+POOLS_IN_ITS_OWN_WAY = {  # by more than the class token
+    "vit_small_patch16_dinov3",
+    "eva02_tiny_patch14_224",
+    "deit_tiny_distilled_patch16_224",
+}
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
 

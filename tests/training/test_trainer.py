@@ -1,0 +1,231 @@
+"""The loop as a whole: exact resume, interrupts, and the bottlenecks between labels and weights."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+from vpt_vision import UserError, load_config, train
+from vpt_vision.loading import load_backbone
+from vpt_vision.training.run_folder import BACKBONE_FILE, newest_state
+from vpt_vision.training.trainer import Trainer
+
+TIMINGS = {"images_per_second", "seconds_left", "peak_host_memory_mb"}
+
+
+def lines(output):
+    """A run's logged figures without what depends on the clock."""
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMINGS} for record in records]
+
+
+def same(first, second):
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+@pytest.fixture
+def undisturbed(tiny_settings, tmp_path):
+    return train(tiny_settings, [f"output={tmp_path / 'undisturbed'}"])
+
+
+def test_a_record_holds_the_contract(undisturbed):
+    records = [json.loads(line) for line in (undisturbed.output / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    for record in records:
+        assert {"step", "loss", "value", "images_per_second"} <= record.keys()
+        assert record["images_per_second"] > 0
+        assert record["loss"] == pytest.approx(record["dino"] + record["ibot"] + 0.1 * record["koleo"], rel=1e-5)
+    assert undisturbed.interrupted is None
+
+
+def wait_for_lines(path, count, process):
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.01)
+
+
+def start(config, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "vpt_vision.cli", "train", str(path)], env=environment)
+
+
+def test_killed_anywhere_and_started_again_a_run_is_the_same_bit_for_bit(tiny_settings, undisturbed, tmp_path):
+    process = start(tiny_settings, tmp_path)
+    output = tmp_path / "run"
+    wait_for_lines(output / "metrics.jsonl", random.randint(1, 5), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    result = train(tiny_settings)
+    assert result.step == 6
+    assert lines(output) == lines(undisturbed.output)
+    states = [newest_state(folder) for folder in (output, undisturbed.output)]
+    for state in states:
+        del state["config"]  # they differ in their output
+    assert same(*states)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+def test_a_run_resumed_at_any_step_is_the_same(tiny_settings, undisturbed, stop_at, monkeypatch):
+    whole = Trainer.train_step
+
+    def interrupted(self, batch):
+        figures = whole(self, batch)
+        if self.steps_done == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return figures
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    first = train(tiny_settings)
+    assert (first.step, first.interrupted) == (stop_at, signal.SIGTERM)
+    monkeypatch.undo()
+    second = train(tiny_settings)
+    assert (second.step, second.interrupted) == (6, None)
+    assert lines(second.output) == lines(undisturbed.output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first(tiny_settings, tmp_path, number):
+    process = start({**tiny_settings, "steps": 2000, "checkpoint": {"every": 2000}}, tmp_path)
+    wait_for_lines(tmp_path / "run" / "metrics.jsonl", 2, process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    state = newest_state(tmp_path / "run")
+    assert state["step"] == len(lines(tmp_path / "run")) >= 2
+
+
+def learner_states(settings, change=None, steps=4):
+    """The learner after every step of a run whose feedback labels `change` replaces."""
+    trainer = Trainer(load_config(settings))
+    if change is not None:
+        splits = trainer.value_step.feedback_gradient.feedback.splits
+        for split in splits:
+            split.labels.copy_(change(split.labels))
+    states = []
+    for batch in trainer.loader:
+        trainer.train_step(batch)
+        states.append({name: tensor.clone() for name, tensor in trainer.learner.state_dict().items()})
+        if len(states) == steps:
+            return states, trainer
+    raise AssertionError
+
+
+def permuted(labels):
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+
+
+def test_with_the_designers_learning_rate_at_0_labels_leave_no_trace_in_the_learner(tiny_settings):
+    tiny_settings["designer"]["learning_rate"] = 0
+    as_they_are, trainer = learner_states(tiny_settings)
+    other, _ = learner_states(tiny_settings, permuted)
+    assert same(as_they_are, other)
+    assert trainer.value_step.latest["u_norm"] > 0
+    without = {key: value for key, value in tiny_settings.items() if key not in ("designer", "feedback")}
+    assert same(as_they_are, learner_states(without)[0])
+
+
+def test_otherwise_labels_reach_the_learner_through_the_task(tiny_settings):
+    assert not same(learner_states(tiny_settings)[0], learner_states(tiny_settings, permuted)[0])
+
+
+def test_u_and_the_designer_never_reach_the_learners_optimiser(tiny_settings):
+    trainer = Trainer(load_config(tiny_settings))
+    stepped = {id(p) for group in trainer.optimiser.adamw.param_groups for p in group["params"]}
+    assert stepped == {id(p) for p in trainer.learner.student.parameters()}
+    gradients = []
+    trainer.optimiser.adamw.register_step_post_hook(
+        lambda *_: gradients.append([p.grad.clone() for p in trainer.optimiser.parameters])
+    )
+    trainer.train_step(next(iter(trainer.loader)))  # step 0 takes a value step after the learner's
+    assert trainer.value_step.latest
+    assert all(torch.equal(p.grad, g) for p, g in zip(trainer.optimiser.parameters, gradients[0], strict=True))
+
+
+def test_the_learner_trains_on_a_task_without_the_designers_graph(tiny_settings, monkeypatch):
+    trainer = Trainer(load_config(tiny_settings))
+    seen = []
+    forward = trainer.learner.forward
+    monkeypatch.setattr(trainer.learner, "forward", lambda *args: seen.append(args) or forward(*args))
+    trainer.train_step(next(iter(trainer.loader)))
+    views, masks, _ = seen[0]
+    assert masks.relaxed is None
+    assert not any(view.requires_grad for view in views)
+
+
+def test_a_loss_that_is_not_finite_skips_the_step(tiny_settings, monkeypatch):
+    trainer = Trainer(load_config({**tiny_settings, "designer": {"kind": "fixed"}}))
+    batches = iter(trainer.loader)
+    trainer.train_step(next(batches))
+    before = {name: tensor.clone() for name, tensor in trainer.learner.student.state_dict().items()}
+    moments = [state["exp_avg"].clone() for state in trainer.optimiser.adamw.state.values()]
+    forward = trainer.learner.forward
+
+    def poisoned(*args):
+        losses = forward(*args)
+        return losses._replace(total=losses.total * float("nan"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.learner, "forward", poisoned)
+        assert trainer.train_step(next(batches))["skipped"] == 1
+    assert same(before, dict(trainer.learner.student.state_dict()))
+    assert same(moments, [state["exp_avg"] for state in trainer.optimiser.adamw.state.values()])
+    assert trainer.train_step(next(batches))["skipped"] == 0
+    assert not same(before, dict(trainer.learner.student.state_dict()))
+
+
+def test_the_run_exports_what_timm_takes_strictly(tiny_settings, undisturbed):
+    settings = tiny_settings["learner"]["backbone"]
+    model = timm.create_model(settings["name"], num_classes=0, **settings["options"])
+    model.load_state_dict(load_file(undisturbed.output / BACKBONE_FILE))
+    images = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        features = load_backbone(undisturbed.output)(images)
+        torch.testing.assert_close(model.eval().forward_features(images)[:, 0], features.cls)
+
+
+def test_bf16_stays_finite(tiny_settings):
+    result = train(tiny_settings, ["precision=bf16", "steps=3"])
+    assert all(record["skipped"] == 0 and record["loss"] < 100 for record in lines(result.output))
+
+
+def test_the_folder_of_another_run_is_refused(tiny_settings, undisturbed):
+    with pytest.raises(UserError, match=r"differs at batch_size, seed"):
+        train(tiny_settings, [f"output={undisturbed.output}", "seed=3", "batch_size=4"])
+
+
+def test_a_folder_that_no_run_wrote_is_refused(tiny_settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="was not written by a run"):
+        train(tiny_settings)
+
+
+def test_a_learned_designer_without_feedback_is_refused(tiny_settings):
+    del tiny_settings["feedback"]
+    with pytest.raises(UserError, match="give the config a 'feedback' part"):
+        train(tiny_settings)
+
+
+def test_an_unknown_device_is_refused(tiny_settings):
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(UserError, match=device):
+            train(tiny_settings, [f"device={device}"])
