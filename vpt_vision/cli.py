@@ -21,7 +21,7 @@ from vpt_vision.training.trainer import resolve_device, train
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 128 + N after signal N."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return options.run(options)
     except UserError as error:
@@ -30,6 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vpt: interrupted.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line whose overrides may stand anywhere among its options."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -109,6 +109,10 @@ class RecipeConfig(Config):
                 )
         return self
 
+    def view_sizes(self) -> list[int]:
+        """Return the sides in pixels of the views that there are."""
+        return [kind.size for kind in self.view_kinds() if kind.views]
+
     def view_kinds(self) -> tuple[ViewKind, ViewKind]:
         """Return the global and the local views' share of the recipe."""
         crops, photometrics = self.crops, self.photometrics

@@ -99,8 +99,8 @@ def split_examples(examples: Examples, classes: int, sizes: tuple[int, int, int]
 
 def _too_few(needed: int, given: int) -> UserError:
     return UserError(
-        f"the feedback needs head_size + meta_size + heldout_size = {needed} labelled examples and has {given}: "
-        "give it more, or lower these sizes"
+        f"the feedback needs head_size + meta_size + heldout_size = {needed} labelled examples and has "
+        f"{given}: give it more, or lower these sizes"
     )
 
 

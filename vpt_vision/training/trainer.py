@@ -58,10 +58,13 @@ class Trainer:
         )
         torch.manual_seed(config.seed)
         self.learner = Learner(config.learner).to(self.device)
+        backbone = self.learner.student.backbone
+        for size in config.recipe.view_sizes():
+            backbone.grid(size)  # raises where patches do not tile a view: better now than after the first batch
         torch.manual_seed(config.seed)  # the designer's weights are the same whatever the learner drew
-        self.designer = build_designer(
-            config.designer, config.recipe, patch_size=self.learner.student.backbone.patch_size
-        ).to(self.device)
+        self.designer = build_designer(config.designer, config.recipe, patch_size=backbone.patch_size).to(
+            self.device
+        )
         self.optimiser = LearnerOptimiser(self.learner, config.optimiser)
         self.value_step = self._value_step()
 

@@ -1,0 +1,170 @@
+"""The command line as a user types it: what it prints, and one sentence with code 2 for bad input."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from vpt_vision.cli import main
+
+
+@pytest.fixture
+def config_file(tiny_settings, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_settings))
+    return str(path)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail, and return its one sentence."""
+
+    def run(*arguments):
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert told.splitlines()[-1].startswith(("vpt: ", "  "))
+        assert "Traceback" not in told
+        return told
+
+    return run
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "linear"], ["demo"]])
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--help"])
+    assert done.value.code == 0
+    assert "example: vpt " in " ".join(capsys.readouterr().out.split())
+
+
+def test_config_prints_what_results(config_file, capsys):
+    assert main(["config", config_file, "seed=4"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["seed"] == 4
+    assert printed["schedule"]["learning_rate"] == 1e-3
+
+
+def test_train_then_probe_the_run_its_checkpoint_and_its_backbone(config_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", config_file, "steps=2"]) == 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+    capsys.readouterr()
+    accuracies = set()
+    for model in (run, next((run / "checkpoints").glob("*.pt")), run / "backbone.safetensors"):
+        assert main(["eval", "knn", str(model), "--json"]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["results"][0]["test_images"] == 60
+        accuracies.add(result["accuracy"])
+    assert len(accuracies) == 1
+    assert main(["eval", "linear", str(run), "--json", "evaluation.test.count=40"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 <= result["accuracy"] <= 1
+    assert result["cross_entropy"] > 0
+    assert result["results"][0]["test_images"] == 40
+
+
+def test_a_bare_timm_model_is_probed(config_file, capsys):
+    command = ["eval", "knn", "vit_tiny_patch16_224", "--weights", "none", "--config", config_file, "--json"]
+    assert main([*command, "evaluation.image_size=32"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out.splitlines()[-1])["accuracy"] <= 1
+
+
+def image_folder(path, classes, size=32):
+    for number in range(classes):
+        folder = path / f"class{number}"
+        folder.mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (size, size), (number * 40, index * 60, 9)).save(folder / f"{index}.png")
+
+
+def test_a_missing_folder(fails, config_file, tmp_path):
+    train = f"{{kind: folder, path: {tmp_path / 'nowhere'}}}"
+    assert "nowhere" in fails("train", config_file, f"data.train={train}")
+
+
+def test_an_empty_folder(fails, config_file, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in fails("train", config_file, f"data.train={{kind: folder, path: {tmp_path / 'empty'}}}")
+
+
+def test_a_folder_of_images_trains(config_file, tmp_path):
+    image_folder(tmp_path / "images", 4)
+    train = f"{{kind: folder, path: {tmp_path / 'images'}}}"
+    assert main(["train", config_file, "steps=1", f"data.train={train}"]) == 0
+
+
+def test_unreadable_images_beyond_the_share(fails, config_file, tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(4):
+        (tmp_path / "images" / f"{index}.jpg").write_bytes(b"no image")
+    told = fails("train", config_file, f"data.train={{kind: folder, path: {tmp_path / 'images'}}}")
+    assert "unreadable" in told
+    assert ".jpg" in told
+
+
+def test_a_feedback_split_smaller_than_its_batch(fails, config_file):
+    assert "meta split holds 60 examples, fewer than its batch of 80" in fails("train", config_file, "feedback.batch=80")
+
+
+def test_too_few_feedback_examples(fails, config_file):
+    assert "head_size + meta_size + heldout_size" in fails("train", config_file, "feedback.head_size=5000")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("recipe.crops.global_size=20", "patch"),
+        ("recipe.crops.local_size=4", "smaller than"),
+        ("recipe.crops.local_size=12", "patches"),
+        ("learner.backbone.name=vit_tiny_patch16_223", "nearest name is 'vit_tiny_patch16_224'"),
+        ("learner.backbone.options.embed_dmi=3", "embed_dmi"),
+        ("learner.backbone.weights=nowhere.safetensors", "nowhere.safetensors"),
+        ("value.tail_blocks=9", "3 blocks"),
+        ("stpes=3", "nearest known key is 'steps'"),
+    ],
+)
+def test_what_does_not_fit_the_model(fails, config_file, override, sentence):
+    assert sentence in fails("train", config_file, override)
+
+
+def test_weights_of_another_architecture_are_counted(fails, config_file, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"cls_token": torch.zeros(1, 1, 32), "norm.weight": torch.zeros(7)}, path)
+    told = fails("train", config_file, f"learner.backbone.weights={path}")
+    assert "1 of the model's 42 tensors match" in told
+
+
+def test_the_folder_of_another_run(fails, config_file):
+    assert main(["train", config_file, "steps=1"]) == 0
+    assert "differs at seed, steps" in fails("train", config_file, "steps=2", "seed=1")
+
+
+def test_probing_what_is_not_there(fails, config_file, tmp_path):
+    assert "holds no checkpoint" in fails("eval", "knn", str(tmp_path), "--config", config_file)
+    assert "nearest name" in fails("eval", "knn", "vit_tiny_patch16_223", "--config", config_file)
+    assert "give --config" in fails("eval", "knn", "vit_tiny_patch16_224")
+    assert "there.pt" in fails("eval", "knn", str(tmp_path / "there.pt"), "--config", config_file)
+    assert "there.safetensors" in fails("eval", "knn", str(tmp_path / "there.safetensors"), "--config", config_file)
+
+
+def test_a_demo_of_a_fixed_designer_is_refused(fails, config_file):
+    assert "the demo compares a learned designer" in fails("demo", config_file, "designer={kind: fixed}")
+
+
+def test_the_demo_leaves_table_and_pictures(config_file, tmp_path, capsys):
+    assert main(["demo", config_file, "steps=3"]) == 0
+    run = tmp_path / "run"
+    report = (run / "report.md").read_text()
+    for arm in ("start", "fixed recipe", "learned designer"):
+        assert arm in report
+    for picture in ("designer.png", "curves.png", "features.png"):
+        with Image.open(run / picture) as image:
+            assert min(image.size) > 300
+    again = (run / "report.md").read_text()
+    shutil.rmtree(run / "fixed" / "checkpoints")
+    assert main(["demo", config_file, "steps=3"]) == 0
+    assert (run / "report.md").read_text() == again
