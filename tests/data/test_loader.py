@@ -265,7 +265,7 @@ class TestWorkers:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     def test_end_with_the_main_process(self, number, capfd):
-        """Ctrl-C ends all with one traceback and no chatter of workers; SIGKILL too leaves none behind."""
+        """Ctrl-C interrupts the main process alone and ends all; SIGKILL too leaves no worker behind."""
         context = multiprocessing.get_context("fork")
         reader, writer = context.Pipe(duplex=False)
         process = context.Process(target=_read_for_ever, args=(writer,))
@@ -283,8 +283,7 @@ class TestWorkers:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         if number == signal.SIGINT:
-            errors = capfd.readouterr().err
-            assert errors.count("Traceback") == 1 and errors.strip().endswith("KeyboardInterrupt")
+            assert capfd.readouterr().err.count("\nKeyboardInterrupt") == 1
 
 
 def _read_for_ever(writer):

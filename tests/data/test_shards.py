@@ -107,10 +107,11 @@ def test_unlabelled(tmp_path):
 
 
 def test_corrupt_image_is_named(tmp_path):
-    write_tar(tmp_path / "a.tar", [("a.png", image(1)), ("b.jpg", b"\xff\xd8\xff nothing"), ("c.png", b"")])
+    members = [("a.png", image(1)), ("b.jpg", b"\xff\xd8\xff nothing"), ("c.png", b"")]
+    write_tar(tmp_path / "a.tar", [*members, ("d.png", image(4)), ("d.seg.png", b"")])
     source = open_shards(tmp_path / "a.tar")
     assert source[0].image.shape == (3, 8, 8)
-    for index, key in ((1, "b"), (2, "c")):
+    for index, key in ((1, "b"), (2, "c"), (3, "d")):
         with pytest.raises(UnreadableSample) as caught:
             source[index]
         assert caught.value.name == f"{tmp_path / 'a.tar'}: {key}"

@@ -175,6 +175,18 @@ def test_views_of_an_image_are_independent(task: Task) -> None:
         assert together.nan_to_num().abs().max() < 5 / IMAGES**0.5
 
 
+def test_quantities_of_a_view_are_independent(task: Task) -> None:
+    views = task.local_views
+    p = views.photometrics
+    jittered = p.brightness[0] != 1
+    events = [jittered, views.flips[0], p.grey[0], p.sigma[0] > 0]
+    strengths = [values[0, jittered] for values in (p.brightness, p.contrast, p.saturation, p.hue, p.order)]
+    for together in (events, strengths):
+        rows = torch.stack([row.double() for row in together])
+        correlation = torch.corrcoef(rows) - torch.eye(len(rows))
+        assert correlation.abs().max() < 5 / rows.shape[1] ** 0.5
+
+
 @pytest.mark.parametrize("kind", ["block", "random"])
 def test_masks_hide_their_count_exactly(kind: str) -> None:
     settings: dict[str, dict[str, object]] = {
@@ -192,6 +204,10 @@ def test_masks_hide_their_count_exactly(kind: str) -> None:
         assert (masked.min(), masked.max()) == (6, 31)  # floor(6.4), floor(just under 32)
         # Between the ends, every count has the same share of the range of ratios.
         assert chisquare(torch.bincount(masked)[7:32]).pvalue > 1e-3
+    shared = (masks.hidden[0] & masks.hidden[1]).sum(-1).double()
+    if kind == "random":  # the views' masks meet no more than by chance
+        by_chance = counts[0] * counts[1] / 64
+        assert (shared - by_chance).mean().abs() < 5 * (shared - by_chance).std() / IMAGES**0.5
     assert not masks.hidden[0].equal(masks.hidden[1])
 
 

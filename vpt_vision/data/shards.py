@@ -72,9 +72,8 @@ class Shards:
         self._shards = np.array([shard for shard, _ in found])
         self._names = np.array([os.fsencode(entry.name) for _, entry in found])
         self._labels = np.array([-1 if label is None else label for label in labels])
-        self._spans = np.array(
-            [(entry.image, entry.segmentation, entry.depth) for _, entry in found]
-        )  # [N, 3, 2]
+        # [N, 3, 2]: image, segmentation and depth; offset and length
+        self._spans = np.array([(entry.image, entry.segmentation, entry.depth) for _, entry in found])
 
     def __len__(self) -> int:
         return len(self._names)
@@ -85,13 +84,14 @@ class Shards:
         spans = [Span(*span) for span in self._spans[index].tolist()]
         try:
             with path.open("rb") as file:  # opened anew for every sample: no handle is shared by processes
-                image, *maps = [b"" if span == NOWHERE else _read(file, span) for span in spans]
+                image = _read(file, spans[0])
+                maps = [None if span == NOWHERE else _read(file, span) for span in spans[1:]]
         except OSError as error:
             raise UnreadableSample(name, error.strerror or str(error)) from error
         except EOFError:
             raise UnreadableSample(name, "the shard ends inside this sample") from None
         label = int(self._labels[index])
-        decoded = decode(name, self.size, image, *(data or None for data in maps))
+        decoded = decode(name, self.size, image, *maps)
         return Sample(index=index, label=None if label < 0 else label, **decoded._asdict())
 
 
@@ -114,7 +114,8 @@ def _expand(pattern: str) -> list[Path]:
         ) from None
     paths = []
     for name in names:
-        found = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207  Path.glob cannot start at /
+        # Path.glob cannot start at the root of the disk
+        found = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207
         if not found:
             raise UserError(f"no shard is at {name}: correct the path, or put the (local) tar file there.")
         paths += [Path(path) for path in found]
@@ -130,13 +131,10 @@ def _entries(path: Path) -> Iterator[_Entry]:
             if image is None:
                 continue
             try:
-                label = (
-                    parse_class(_read(file, members[CLASS]), f"{path}: {key}{CLASS}")
-                    if CLASS in members
-                    else None
-                )
+                text = _read(file, members[CLASS]) if CLASS in members else None
             except EOFError:  # the shard is cut off here, as `_samples` has said
                 continue
+            label = None if text is None else parse_class(text, f"{path}: {key}{CLASS}")
             yield _Entry(key, label, image, members.get(SEGMENTATION, NOWHERE), members.get(DEPTH, NOWHERE))
 
 
@@ -171,9 +169,8 @@ def _samples(path: Path) -> dict[str, dict[str, Span]]:
         ) from None
     with path.open("rb") as file:
         file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(
-            tarfile.BLOCKSIZE
-        ):  # tarfile passes over most of these in silence
+        # A whole tar ends in blocks of zeros; tarfile passes over most of what is wrong here in silence.
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             _LOG.warning("%s is cut off or damaged from byte %d on", path, min(end, path.stat().st_size))
     return samples
 

@@ -91,8 +91,8 @@ def finding(reference: Arm, arm: Arm) -> str:
     figures = _number(difference, signed=True)
     if difference.holds_zero:
         return (
-            f"The {arm.name} against {against} shows nothing: cross-entropy changed by {figures} {images}, "
-            "an interval that holds 0."
+            f"The {arm.name} against {against} shows nothing in cross-entropy: it changed by {figures} "
+            f"{images}, an interval that holds 0."
         )
     verdict = "better" if difference.mean < 0 else "worse"
     return (

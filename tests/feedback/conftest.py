@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from vpt_vision.data import FashionScenesConfig
+from vpt_vision.feedback import ClassificationFeedback, Examples, FeedbackConfig, Splits, split_examples
+from vpt_vision.learner import Backbone, BackboneConfig
+from vpt_vision.task import Keys, Renderer
+
+CLASSES = 3
+SIZES = (48, 40, 24)
+
+
+@pytest.fixture
+def examples() -> Examples:
+    """Noise around a colour for each of three classes; no two images are alike."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(sum(SIZES)) % CLASSES
+    colours = torch.tensor([[150, 90, 90], [90, 150, 90], [90, 90, 150]])[labels]
+    noise = torch.randint(-90, 90, (len(labels), 3, 20, 20), generator=generator)
+    return Examples((colours[:, :, None, None] + noise).to(torch.uint8), labels)
+
+
+@pytest.fixture
+def splits(examples: Examples) -> Splits:
+    return split_examples(examples, CLASSES, SIZES, seed=5)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    """Build a ViT of three blocks in training mode, with stochastic depth."""
+    torch.manual_seed(0)
+    options = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 16}
+    backbone = Backbone(BackboneConfig(name="vit_tiny_patch16_224", options=options, drop_path=0.5))
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return backbone.train()
+
+
+@pytest.fixture
+def make_feedback(splits: Splits) -> Callable[..., ClassificationFeedback]:
+    def make(splits: Splits = splits, **settings: object) -> ClassificationFeedback:
+        source = FashionScenesConfig(kind="fashion_scenes", split="feedback", count=1)
+        config = FeedbackConfig(source=source, **{"batch": 16, "l2": 0.1, **settings})
+        return ClassificationFeedback(config, splits, CLASSES, renderer=Renderer(), size=16)
+
+    return make
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys(seed=3, step=7, samples=torch.arange(4))
+
+
+@pytest.fixture
+def poisoned() -> Callable[[Splits, str], Splits]:
+    """Shift every label of one split to the next class."""
+
+    def poison(splits: Splits, name: str) -> Splits:
+        split: Examples = getattr(splits, name)
+        return splits._replace(**{name: Examples(split.images, (split.labels + 1) % CLASSES)})
+
+    return poison
+
+
+@pytest.fixture
+def snapshot() -> Callable[[torch.nn.Module], dict[str, Tensor | bool | None]]:
+    """Everything of a module that must stay as it is: weights, buffers, gradients and modes."""
+
+    def take(module: torch.nn.Module) -> dict[str, Tensor | bool | None]:
+        state: dict[str, Tensor | bool | None] = {k: v.clone() for k, v in module.state_dict().items()}
+        for name, parameter in module.named_parameters():
+            state[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
+        for name, part in module.named_modules():
+            state[f"{name}.training"] = part.training
+        return state
+
+    return take

@@ -1,0 +1,89 @@
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vpt_vision.data import Sample, UnreadableSample
+from vpt_vision.errors import UserError
+from vpt_vision.feedback import Examples, read_examples, split_examples
+
+
+def numbered(labels):
+    """Make examples whose image is their number."""
+    number = torch.arange(len(labels))
+    images = torch.stack([number // 256, number % 256, number * 0], 1)[:, :, None, None]
+    return Examples(images.to(torch.uint8), labels)
+
+
+def numbers(examples):
+    return (examples.images[:, 0, 0, 0].long() * 256 + examples.images[:, 1, 0, 0].long()).tolist()
+
+
+class Listed:
+    """A source over a list of labels; images hold their index."""
+
+    def __init__(self, labels, classes=("a", "b"), unreadable=()):
+        self.labels, self.classes, self.unreadable = labels, classes, unreadable
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        if index in self.unreadable:
+            raise UnreadableSample(f"{index}.png", "truncated")
+        return Sample(torch.full((3, 2, 2), index, dtype=torch.uint8), index, self.labels[index])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(10, 60), min_size=2, max_size=6), st.integers(0, 2**20))
+def test_splits_are_disjoint_whole_and_hold_classes_in_their_shares(counts, seed):
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    total = len(labels)
+    sizes = (total // 2, total // 3, total // 8)
+    splits = split_examples(numbered(labels), len(counts), sizes, seed)
+    dealt = [numbers(split) for split in splits]
+    assert tuple(map(len, dealt)) == sizes
+    assert len(set().union(*dealt)) == sum(sizes)
+    for split in splits:
+        assert torch.equal(split.labels, labels[numbers(split)])
+        held = torch.bincount(split.labels, minlength=len(counts))
+        for label, count in enumerate(counts):
+            assert abs(held[label] - count * len(split) / total) <= 2
+
+
+def test_the_seed_decides_the_deal():
+    examples = numbered(torch.arange(60) % 2)
+    first, again, other = (split_examples(examples, 2, (20, 20, 20), seed) for seed in (1, 1, 2))
+    assert numbers(first.meta) == numbers(again.meta) != numbers(other.meta)
+
+
+def test_reading_draws_without_replacement_and_passes_over_unreadable_images(caplog):
+    labels = [index % 2 for index in range(30)]
+    with caplog.at_level(logging.WARNING):
+        examples, classes = read_examples(Listed(labels, unreadable={4, 9}), 28, seed=0)
+    drawn = examples.images[:, 0, 0, 0].tolist()
+    assert classes == 2 and sorted(drawn) == [i for i in range(30) if i not in (4, 9)]
+    assert examples.labels.tolist() == [labels[i] for i in drawn]
+    assert "4.png: truncated" in caplog.text and "9.png: truncated" in caplog.text
+    fewer, _ = read_examples(Listed(labels, unreadable={4, 9}), 10, seed=0)
+    assert fewer.images[:, 0, 0, 0].tolist() == drawn[:10] != sorted(drawn[:10])
+
+
+def test_bad_sources_are_told():
+    with pytest.raises(UserError, match="no class labels"):
+        read_examples(Listed([0, 1], classes=None), 2, seed=0)
+    with pytest.raises(UserError, match="image 1 has no label"):
+        read_examples(Listed([0, None]), 2, seed=0)
+    with pytest.raises(UserError, match=r"= 5 labelled examples and has 3"):
+        read_examples(Listed([0, 1, 0]), 5, seed=0)
+
+
+def test_bad_splits_are_told():
+    with pytest.raises(UserError, match=r"= 30 labelled examples and has 20"):
+        split_examples(numbered(torch.arange(20) % 2), 2, (10, 10, 10), seed=0)
+    with pytest.raises(UserError, match=r"label 2 in the feedback examples is outside 0\.\.1"):
+        split_examples(numbered(torch.arange(30) % 3), 2, (10, 10, 10), seed=0)
+    with pytest.raises(UserError, match=r"class 2 has no example among the 10 of the feedback's head"):
+        split_examples(numbered(torch.arange(30) % 2), 3, (10, 10, 10), seed=0)

@@ -1,0 +1,79 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vpt_vision.value import exact_value
+
+
+def ssl_terms(setting, task, views=None):
+    """The learner's loss terms by its ordinary forward pass on the packed task."""
+    views = setting.renderer(setting.images, task)
+    return setting.learner(views, task.detach().masks, setting.temperature).terms
+
+
+@pytest.mark.parametrize("settings", [{}, {"centring": "ema", "gram_weight": 1.0}])
+def test_value_is_the_fall_of_downstream_loss_along_the_step(
+    make_learner, make_designer, make_setting, images, keys, settings
+):
+    """Sign and size: take the step θ_S - lr ∇L_k by .backward(), and watch L_down fall by lr V_k."""
+    learner = make_learner(**settings).double()
+    setting = make_setting(learner)
+    with torch.no_grad():
+        task = make_designer()(images, keys)
+    names = learner.student.backbone.tail_parameters(2).keys()
+    inputs = torch.randn(12, 3, 32, 32, dtype=torch.float64)
+    head = torch.randn(3, learner.student.backbone.dim, dtype=torch.float64)
+
+    def downstream(backbone):
+        return torch.nn.functional.cross_entropy(backbone(inputs).cls @ head.T, torch.arange(12) % 3)
+
+    reference = copy.deepcopy(learner.student.backbone)
+    downstream(reference).backward()
+    u = {name: parameter.grad for name, parameter in reference.tail_parameters(2).items()}
+    values = exact_value(setting, task, u)
+    assert set(values) == set(learner.config.weights)
+
+    for term, value in values.items():
+        moved = copy.deepcopy(learner)
+        ssl_terms(replace(setting, learner=moved), task)[term].backward()
+        tail = moved.student.backbone.tail_parameters(2)
+        assert tail.keys() == names
+
+        def loss_after(rate, moved=moved, tail=tail):
+            stepped = copy.deepcopy(moved.student.backbone)
+            with torch.no_grad():
+                for name, parameter in stepped.tail_parameters(2).items():
+                    parameter -= rate * tail[name].grad
+                return downstream(stepped)
+
+        rate = 1e-6
+        fall = (loss_after(-rate) - loss_after(rate)) / (2 * rate)
+        torch.testing.assert_close(value.detach(), fall, rtol=1e-5, atol=1e-8)
+
+
+def test_gradient_follows_the_relaxed_masks(make_learner, make_setting, make_designer, direction, images, keys):
+    """Against central differences in single entries of the relaxed mask, in fp64."""
+    learner = make_learner(shared=True).double()
+    setting = make_setting(learner)
+    u = {name: value.double() for name, value in direction(learner).items()}
+    with torch.no_grad():
+        task = make_designer()(images, keys)
+
+    def value(relaxed):
+        return exact_value(setting, replace(task, masks=replace(task.masks, relaxed=relaxed)), u)
+
+    relaxed = task.masks.hidden.double().requires_grad_()
+    slopes = {
+        term: torch.autograd.grad(v, relaxed, retain_graph=True)[0] for term, v in value(relaxed).items()
+    }
+    masked = int(task.masks.hidden.flatten(0, 1).any(1).nonzero()[0])
+    for entry in (0, 5, 11):
+        bump = torch.zeros_like(relaxed).detach()
+        bump.view(-1, bump.shape[-1])[masked, entry] = 1e-5
+        above, below = value(relaxed.detach() + bump), value(relaxed.detach() - bump)
+        for term in above:
+            expected = ((above[term] - below[term]) / 2e-5).detach()
+            found = slopes[term].view(-1, bump.shape[-1])[masked, entry]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
