@@ -1,12 +1,14 @@
 """Package metadata. `kernels/` is installed as `vpt_kernels`: plain `kernels` is taken on PyPI."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="vpt-vision",
     version="0.1.0",
     description="Value-based pretraining for vision: a designer network makes the self-supervised task",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -30,7 +32,16 @@ setup(
         "rich",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scikit-learn", "ruff", "mypy", "types-PyYAML"],
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "scikit-learn",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
         "wandb": ["wandb"],
     },
     entry_points={"console_scripts": ["vpt=vpt_vision.cli:main"]},

@@ -34,9 +34,9 @@ def sinkhorn_potentials(
     """Balance the targets so that prototypes share the rows equally: Sinkhorn-Knopp in the log domain.
 
     The algorithm of SwAV (Caron et al. 2020, arXiv 2006.09882, section 3.1) as DINOv2 applies it:
-    starting from exp(logits / temperature), `iterations` times scale every column to the mass rows / K,
-    then every row to 1. Logits and potentials stay logarithms throughout, so nothing overflows
-    or is divided by 0.
+    starting from exp(logits / temperature), `iterations` times scale all columns to one mass, then all
+    rows to 1. (What mass makes no difference: the rows take out a common factor of the columns.)
+    Logits and potentials stay logarithms throughout, so nothing overflows or is divided by 0.
 
     Args:
         logits: [M, K] of the teacher, any float dtype; computed in fp32 (fp64 for fp64).
@@ -44,7 +44,7 @@ def sinkhorn_potentials(
         iterations: at least 1.
         weights: [M] float, the mass of each row, 1 if left out. Rows of weight 0 (padding, whatever they
             hold) leave the columns alone; their own potential normalises them under the others' columns.
-        group: the processes that share one balance: column sums and row counts are added up over them.
+        group: the processes that share one balance: the mass of each column is added up over them.
 
     Returns:
         Potentials in fp32 (fp64 for fp64), without gradient. Rows of q sum to 1.
@@ -58,24 +58,20 @@ def sinkhorn_potentials(
         raise ValueError(f"sinkhorn_potentials: iterations must be at least 1, got {iterations}.")
     rows, prototypes = logits.shape
     scaled = _scale(logits, temperature)
-    total = scaled.new_tensor(rows) if weights is None else weights.sum(dtype=scaled.dtype)
     if weights is not None:
         expect("sinkhorn_potentials", "weights", weights, LOGITS, (rows,), logits.device)
-    if group is not None:
-        dist.all_reduce(total, group=group)
+        absent = weights[:, None] == 0
+        log_weights = weights.to(scaled.dtype).log()
 
     row = scaled.new_zeros(rows)
     column = scaled.new_zeros(prototypes)
     for _ in range(iterations):
-        mass = scaled + row[:, None]
-        if weights is not None:
-            mass = (mass + weights.to(mass.dtype).log()[:, None]).masked_fill(
-                weights[:, None] == 0, -torch.inf
-            )
-        mass = _logsumexp_over(group, torch.logsumexp(mass, 0))
-        column = torch.where(
-            total > 0, (total / prototypes).log() - mass, 0
-        )  # no rows anywhere: nothing to balance
+        if weights is None:
+            shares = scaled + row[:, None]
+        else:
+            shares = (scaled + (row + log_weights)[:, None]).masked_fill(absent, -torch.inf)
+        mass = _logsumexp_over(group, torch.logsumexp(shares, 0))
+        column = -mass.masked_fill(mass == -torch.inf, 0)  # -inf: no rows anywhere, nothing to balance
         row = -torch.logsumexp(scaled + column, 1)
     return Potentials(row, column)
 

@@ -8,6 +8,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
+
 from vpt_vision.cli import main
 
 
@@ -32,7 +33,9 @@ def fails(capsys):
     return run
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "linear"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "linear"], ["demo"]]
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as done:
         main([*command, "--help"])
@@ -107,7 +110,9 @@ def test_unreadable_images_beyond_the_share(fails, config_file, tmp_path):
 
 
 def test_a_feedback_split_smaller_than_its_batch(fails, config_file):
-    assert "meta split holds 60 examples, fewer than its batch of 80" in fails("train", config_file, "feedback.batch=80")
+    assert "meta split holds 60 examples, fewer than its batch of 80" in fails(
+        "train", config_file, "feedback.batch=80"
+    )
 
 
 def test_too_few_feedback_examples(fails, config_file):
@@ -148,7 +153,9 @@ def test_probing_what_is_not_there(fails, config_file, tmp_path):
     assert "nearest name" in fails("eval", "knn", "vit_tiny_patch16_223", "--config", config_file)
     assert "give --config" in fails("eval", "knn", "vit_tiny_patch16_224")
     assert "there.pt" in fails("eval", "knn", str(tmp_path / "there.pt"), "--config", config_file)
-    assert "there.safetensors" in fails("eval", "knn", str(tmp_path / "there.safetensors"), "--config", config_file)
+    assert "there.safetensors" in fails(
+        "eval", "knn", str(tmp_path / "there.safetensors"), "--config", config_file
+    )
 
 
 def test_a_demo_of_a_fixed_designer_is_refused(fails, config_file):

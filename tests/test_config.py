@@ -1,5 +1,6 @@
 import pytest
 import yaml
+
 from vpt_vision.config import RunConfig, differing_keys, dump_config, load_config
 from vpt_vision.errors import UserError
 
@@ -60,7 +61,9 @@ def test_an_unknown_kind_is_told_with_the_known_ones():
 
 def test_overrides_reach_any_depth_and_leave_the_callers_mapping_alone():
     before = yaml.safe_dump(SMALL)
-    config = load_config(SMALL, ["schedule.learning_rate=2e-4", "recipe.crops.global_scale=[0.5, 1]", "seed=7"])
+    config = load_config(
+        SMALL, ["schedule.learning_rate=2e-4", "recipe.crops.global_scale=[0.5, 1]", "seed=7"]
+    )
     assert config.schedule.learning_rate == 2e-4
     assert config.recipe.crops.global_scale == (0.5, 1.0)
     assert config.seed == 7

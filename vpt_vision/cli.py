@@ -60,7 +60,9 @@ def _config(options: argparse.Namespace) -> int:
 def _eval(options: argparse.Namespace) -> int:
     config = _evaluation_config(options)
     if config.evaluation is None:
-        raise UserError("the config has no 'evaluation' part, which names the labelled data: add one, or give --config.")
+        raise UserError(
+            "the config has no 'evaluation' part, which names the labelled data: add one, or give --config."
+        )
     backbone = load_backbone(
         options.model, network="student" if options.student else "teacher", weights=options.weights
     ).to(resolve_device(config.device))
@@ -103,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = _command(commands, "train", "Start a run, or go on with it.", "vpt train configs/demo.yaml seed=1 output=runs/one")
+    train = _command(
+        commands,
+        "train",
+        "Start a run, or go on with it.",
+        "vpt train configs/demo.yaml seed=1 output=runs/one",
+    )
     _takes_config(train)
     train.set_defaults(run=_train)
 
@@ -124,11 +131,20 @@ def _parser() -> argparse.ArgumentParser:
     }.items():
         command = _command(probes, name, purpose, f"vpt eval {name} runs/demo/learned --json")
         command.add_argument(
-            "model", help="a run's folder, a checkpoint (.pt), a backbone (.safetensors), or the name of a timm model"
+            "model",
+            help="a run's folder, a checkpoint (.pt), a backbone (.safetensors), or the name of a timm model",
         )
-        command.add_argument("--config", help="a run config whose 'evaluation' names the data (default: the run's own)")
-        command.add_argument("--weights", default="timm", help="for a timm model: timm (its pretrained weights), none (random), or a safetensors file")
-        command.add_argument("--student", action="store_true", help="probe a checkpoint's student instead of its teacher")
+        command.add_argument(
+            "--config", help="a run config whose 'evaluation' names the data (default: the run's own)"
+        )
+        command.add_argument(
+            "--weights",
+            default="timm",
+            help="for a timm model: timm (its pretrained weights), none (random), or a safetensors file",
+        )
+        command.add_argument(
+            "--student", action="store_true", help="probe a checkpoint's student instead of its teacher"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
         command.set_defaults(run=_eval, probe=name)
@@ -152,7 +168,12 @@ def _command(
 
 def _takes_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=Path, help="the run's YAML file")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as steps=100 or recipe.crops.local_views=8")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to it, such as steps=100 or recipe.crops.local_views=8",
+    )
 
 
 if __name__ == "__main__":

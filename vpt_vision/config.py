@@ -34,18 +34,24 @@ class RunConfig(Config):
     steps: int = Field(ge=1, description="learner updates")
     batch_size: int = Field(ge=1, description="source images per step")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the learner: fp32, or bf16 autocast")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="arithmetic of the learner: fp32, or bf16 autocast"
+    )
     data: DataConfig
     recipe: RecipeConfig = RecipeConfig()
     learner: LearnerConfig
     designer: DesignerConfig = FixedDesignerConfig(kind="fixed")
-    feedback: FeedbackConfig | None = Field(None, description="labelled examples; a learned designer needs them")
+    feedback: FeedbackConfig | None = Field(
+        None, description="labelled examples; a learned designer needs them"
+    )
     value: ValueConfig = ValueConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    evaluation: EvaluationConfig | None = Field(None, description="labelled data of `vpt eval` and `vpt demo`")
+    evaluation: EvaluationConfig | None = Field(
+        None, description="labelled data of `vpt eval` and `vpt demo`"
+    )
 
     def renderer(self) -> Renderer:
         """The renderer of the run's views, and of the images that its probes and feedback see."""
@@ -72,7 +78,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     except ValidationError as error:
         problems = [_sentence(details) for details in error.errors()]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError(f"{name} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)) from None
+        raise UserError(
+            f"{name} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
+        ) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -94,7 +102,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{path} should hold a mapping of keys to values, and holds {type(settings).__name__}.")
+        raise UserError(
+            f"{path} should hold a mapping of keys to values, and holds {type(settings).__name__}."
+        )
     return settings
 
 
@@ -102,7 +112,9 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     """Set one `dotted.key=value` in place, without changing mappings that the caller shares."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
-        raise UserError(f"override '{override}' should read dotted.key=value, such as schedule.learning_rate=1e-4.")
+        raise UserError(
+            f"override '{override}' should read dotted.key=value, such as schedule.learning_rate=1e-4."
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -125,7 +137,11 @@ def _sentence(details: Any) -> str:
     where = ".".join(path) or "config"
     if details["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
-        return f"{where}: unknown key; the nearest known key is '{nearest[0]}'." if nearest else f"{where}: unknown key."
+        return (
+            f"{where}: unknown key; the nearest known key is '{nearest[0]}'."
+            if nearest
+            else f"{where}: unknown key."
+        )
     if details["type"] == "missing":
         return f"{where}: required, and not given."
     got = details.get("input")

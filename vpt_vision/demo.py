@@ -37,8 +37,10 @@ def run_demo(config: RunConfig) -> int | None:
         UserError: the config has no learned designer or no evaluation data.
     """
     if config.designer.kind != "learned" or config.evaluation is None:
-        raise UserError("the demo compares a learned designer with the fixed recipe by probes: the config needs "
-                        "designer.kind: learned and an evaluation part.")
+        raise UserError(
+            "the demo compares a learned designer with the fixed recipe by probes: the config needs "
+            "designer.kind: learned and an evaluation part."
+        )
     console = Console()
     folder = Path(config.output)
     arms = {
@@ -57,7 +59,9 @@ def run_demo(config: RunConfig) -> int | None:
     backbones |= {name: load_backbone(arm.output) for name, arm in arms.items()}
     with console.status("probing"):
         measured = [
-            _measure(name, 0 if name == "start" else config.steps, backbone, config, config.evaluation, renderer)
+            _measure(
+                name, 0 if name == "start" else config.steps, backbone, config, config.evaluation, renderer
+            )
             for name, backbone in backbones.items()
         ]
     start, fixed, learned = measured
@@ -78,9 +82,16 @@ def _arm(config: RunConfig, output: Path, overrides: list[str] | None = None) ->
 
 
 def _measure(
-    name: str, steps: int, backbone: Backbone, config: RunConfig, evaluation: EvaluationConfig, renderer: Renderer
+    name: str,
+    steps: int,
+    backbone: Backbone,
+    config: RunConfig,
+    evaluation: EvaluationConfig,
+    renderer: Renderer,
 ) -> Arm:
-    results = probe(backbone, evaluation, ("knn", "linear"), source_size=config.data.source_size, renderer=renderer)
+    results = probe(
+        backbone, evaluation, ("knn", "linear"), source_size=config.data.source_size, renderer=renderer
+    )
     return Arm(name, steps, results["knn"][0], results["linear"][0])
 
 
@@ -106,7 +117,12 @@ def _draw(
         }
     crops_and_masks(images, tasks, folder / "designer.png", interpolation=renderer.interpolation)
     curves(
-        {name: folder / sub / METRICS_FILE for name, sub in (("fixed recipe", "fixed"), ("learned designer", "learned"))},
+        {
+            name: folder / sub / METRICS_FILE
+            for name, sub in (("fixed recipe", "fixed"), ("learned designer", "learned"))
+        },
         folder / "curves.png",
     )
-    patch_pca(backbones, images, folder / "features.png", renderer=renderer, size=config.evaluation.image_size)
+    patch_pca(
+        backbones, images, folder / "features.png", renderer=renderer, size=config.evaluation.image_size
+    )

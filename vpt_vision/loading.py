@@ -31,7 +31,9 @@ def load_backbone(source: str | Path, *, network: Network = "teacher", weights: 
     if path.is_dir():
         state = newest_state(path)
         if state is None:
-            raise UserError(f"{path} holds no checkpoint of a run: name a run's output folder, or wait for its first.")
+            raise UserError(
+                f"{path} holds no checkpoint of a run: name a run's output folder, or wait for its first."
+            )
         backbone = _from_checkpoint(state, network)
     elif path.suffix == ".pt":
         backbone = _from_checkpoint(read_checkpoint(path), network)
@@ -41,7 +43,9 @@ def load_backbone(source: str | Path, *, network: Network = "teacher", weights: 
         try:
             backbone = Backbone(BackboneConfig(name=str(source), weights=weights))
         except UserError as error:
-            raise UserError(f"'{source}' is no folder, .pt or .safetensors file here, and as a model: {error}") from error
+            raise UserError(
+                f"'{source}' is no folder, .pt or .safetensors file here, and as a model: {error}"
+            ) from error
     return backbone.eval()
 
 

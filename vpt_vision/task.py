@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
 from vpt_kernels import Photometrics, render_views
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from vpt_vision.errors import UserError
 from vpt_vision.training.checkpoint import CheckpointConfig, Checkpoints, checkpoint_paths, read_checkpoint
 

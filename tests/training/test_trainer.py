@@ -13,6 +13,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
+
 from vpt_vision import UserError, load_config, train
 from vpt_vision.loading import load_backbone
 from vpt_vision.training.run_folder import BACKBONE_FILE, newest_state
@@ -49,7 +50,9 @@ def test_a_record_holds_the_contract(undisturbed):
     for record in records:
         assert {"step", "loss", "value", "images_per_second"} <= record.keys()
         assert record["images_per_second"] > 0
-        assert record["loss"] == pytest.approx(record["dino"] + record["ibot"] + 0.1 * record["koleo"], rel=1e-5)
+        assert record["loss"] == pytest.approx(
+            record["dino"] + record["ibot"] + 0.1 * record["koleo"], rel=1e-5
+        )
     assert undisturbed.interrupted is None
 
 
@@ -68,7 +71,9 @@ def start(config, tmp_path):
     return subprocess.Popen([sys.executable, "-m", "vpt_vision.cli", "train", str(path)], env=environment)
 
 
-def test_killed_anywhere_and_started_again_a_run_is_the_same_bit_for_bit(tiny_settings, undisturbed, tmp_path):
+def test_killed_anywhere_and_started_again_a_run_is_the_same_bit_for_bit(
+    tiny_settings, undisturbed, tmp_path
+):
     process = start(tiny_settings, tmp_path)
     output = tmp_path / "run"
     wait_for_lines(output / "metrics.jsonl", random.randint(1, 5), process)
@@ -157,7 +162,9 @@ def test_u_and_the_designer_never_reach_the_learners_optimiser(tiny_settings):
     )
     trainer.train_step(next(iter(trainer.loader)))  # step 0 takes a value step after the learner's
     assert trainer.value_step.latest
-    assert all(torch.equal(p.grad, g) for p, g in zip(trainer.optimiser.parameters, gradients[0], strict=True))
+    assert all(
+        torch.equal(p.grad, g) for p, g in zip(trainer.optimiser.parameters, gradients[0], strict=True)
+    )
 
 
 def test_the_learner_trains_on_a_task_without_the_designers_graph(tiny_settings, monkeypatch):

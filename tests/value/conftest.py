@@ -10,7 +10,7 @@ from vpt_vision.data import FashionScenesConfig
 from vpt_vision.designers import LearnedDesigner, LearnedDesignerConfig, RecipeConfig
 from vpt_vision.feedback import ClassificationFeedback, Examples, FeedbackConfig, Splits, split_examples
 from vpt_vision.learner import BackboneConfig, HeadConfig, Learner, LearnerConfig
-from vpt_vision.task import Keys, Renderer
+from vpt_vision.task import Keys, RenderedViews, Renderer, Task
 from vpt_vision.value import Setting, ValueConfig, ValueStep
 
 BATCH = 6
@@ -50,17 +50,21 @@ def make_learner() -> Callable[..., Learner]:
 
 
 @pytest.fixture
-def make_designer() -> Callable[..., LearnedDesigner]:
+def recipe() -> RecipeConfig:
+    return RecipeConfig.model_validate(
+        {
+            "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
+            "masks": {"kind": "random", "probability": 0.8},
+        }
+    )
+
+
+@pytest.fixture
+def make_designer(recipe: RecipeConfig) -> Callable[..., LearnedDesigner]:
     """Return a maker of small designers whose last layers are off their zero start by `apart`."""
 
     def make(*, apart: float = 0.1, **settings: object) -> LearnedDesigner:
         torch.manual_seed(1)
-        recipe = RecipeConfig.model_validate(
-            {
-                "crops": {"global_size": 32, "local_size": 16, "local_views": 2},
-                "masks": {"kind": "random", "probability": 0.8},
-            }
-        )
         config = LearnedDesignerConfig(kind="learned", width=8, **settings)
         designer = LearnedDesigner(config, recipe, 8)
         with torch.no_grad():
@@ -74,7 +78,13 @@ def make_designer() -> Callable[..., LearnedDesigner]:
 @pytest.fixture
 def make_setting(images: Tensor) -> Callable[..., Setting]:
     def make(learner: Learner, tail_blocks: int = 2) -> Setting:
-        return Setting(learner, Renderer(), images, TEMPERATURE, tail_blocks)
+        dtype = learner.student.backbone.mask_token.dtype
+
+        def render(images: Tensor, task: Task) -> RenderedViews:
+            views = Renderer()(images, task)
+            return RenderedViews(views.global_views.to(dtype), views.local_views.to(dtype))
+
+        return Setting(learner, render, images, TEMPERATURE, tail_blocks)
 
     return make
 

@@ -53,7 +53,9 @@ def test_value_is_the_fall_of_downstream_loss_along_the_step(
         torch.testing.assert_close(value.detach(), fall, rtol=1e-5, atol=1e-8)
 
 
-def test_gradient_follows_the_relaxed_masks(make_learner, make_setting, make_designer, direction, images, keys):
+def test_gradient_follows_the_relaxed_masks(
+    make_learner, make_setting, make_designer, direction, images, keys
+):
     """Against central differences in single entries of the relaxed mask, in fp64."""
     learner = make_learner(shared=True).double()
     setting = make_setting(learner)

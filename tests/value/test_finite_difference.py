@@ -58,7 +58,7 @@ def test_value_does_not_depend_on_the_scale_of_the_step(
         thrice = finite_difference_value(setting, task, {k: 3 * v for k, v in u.items()}, rho=1e-3)
         none = finite_difference_value(setting, task, {k: 0 * v for k, v in u.items()}, rho=1e-3)
     for term in once:
-        torch.testing.assert_close(thrice[term], 3 * once[term], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(thrice[term], 3 * once[term], rtol=1e-2, atol=1e-2)
         assert none[term] == 0
 
 
@@ -88,8 +88,9 @@ def test_the_learner_is_left_as_it_was(
     learner = make_learner(centring="ema")
     for number, parameter in enumerate(learner.parameters()):
         parameter.grad = None if number % 2 else torch.ones_like(parameter)
+    designer = make_designer()
     before, random = snapshot(learner), torch.get_rng_state()
-    task = make_designer()(images, keys)
+    task = designer(images, keys)
     for estimate in (exact_value, lambda *args: finite_difference_value(*args, rho=1e-3)):
         values = estimate(make_setting(learner), task, direction(learner))
         torch.autograd.grad(sum(values.values()), task.masks.relaxed)

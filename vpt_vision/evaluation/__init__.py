@@ -1,0 +1,1 @@
+"""Evaluation: probes on frozen features, what they let one say, and pictures."""

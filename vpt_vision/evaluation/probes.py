@@ -10,7 +10,7 @@ from vpt_vision.data import SourceConfig, build_source
 from vpt_vision.evaluation.features import ProbeFeatures, extract
 from vpt_vision.evaluation.knn import knn
 from vpt_vision.evaluation.linear import LinearProbeConfig, linear_probe
-from vpt_vision.evaluation.result import ProbeResult
+from vpt_vision.evaluation.result import Interval, ProbeResult
 from vpt_vision.learner.backbone import Backbone
 from vpt_vision.schema import Config
 from vpt_vision.task import Renderer
@@ -23,7 +23,9 @@ class EvaluationConfig(Config):
 
     train: SourceConfig = Field(description="labelled images that the probes learn from")
     test: SourceConfig = Field(description="labelled images that the probes are judged on")
-    image_size: int = Field(224, ge=1, description="side of the whole-image view that the backbone sees, pixels")
+    image_size: int = Field(
+        224, ge=1, description="side of the whole-image view that the backbone sees, pixels"
+    )
     batch_size: int = Field(256, ge=1, description="images per forward pass")
     workers: int = Field(0, ge=0, description="processes that decode; 0 for none beside the main one")
     neighbours: tuple[int, ...] = Field((10, 20), min_length=1, description="values of k of the kNN probe")
@@ -40,7 +42,7 @@ def probe(
 ) -> dict[Probe, list[ProbeResult]]:
     """Run `probes` on frozen features of `backbone`; kNN gives one result per k, linear gives one.
 
-    Features are extracted once for all of them. `source_size` is the side, in pixels, that images are decoded to.
+    Features are extracted once for all of them. `source_size` is the side in pixels that images are decoded to.
     Raises `UserError` as the sources and the probes do.
     """
     train, test = (
@@ -57,7 +59,9 @@ def probe(
     return {name: _run(name, train, test, config) for name in probes}
 
 
-def _run(name: Probe, train: ProbeFeatures, test: ProbeFeatures, config: EvaluationConfig) -> list[ProbeResult]:
+def _run(
+    name: Probe, train: ProbeFeatures, test: ProbeFeatures, config: EvaluationConfig
+) -> list[ProbeResult]:
     if name == "knn":
         return knn(train, test, neighbours=config.neighbours)
     return [linear_probe(train, test, config.linear)]
@@ -70,13 +74,14 @@ def summary(results: list[ProbeResult]) -> dict[str, object]:
     ends of its bootstrap 95 % interval.
     """
     entries = [_entry(result) for result in results]
-    figures = {name: entries[0][name] for name in ("accuracy", "cross_entropy") if name in entries[0]}
+    figures = {name: entries[0][name] for name in entries[0] if name in ("accuracy", "cross_entropy")}
     return {**figures, "results": entries}
 
 
 def _entry(result: ProbeResult) -> dict[str, object]:
-    entry: dict[str, object] = {"probe": result.probe, "test_images": len(result.index), **result.settings}
-    figures = {"accuracy": result.accuracy()}
+    entry: dict[str, object] = {"probe": result.probe, "test_images": len(result.index)}
+    entry.update(result.settings)
+    figures: dict[str, Interval] = {"accuracy": result.accuracy()}
     if result.cross_entropy is not None:
         figures["cross_entropy"] = result.mean_cross_entropy()
     for name, interval in figures.items():

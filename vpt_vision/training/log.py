@@ -12,7 +12,14 @@ from typing import Any
 
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch.utils.tensorboard import SummaryWriter
 
 from vpt_vision.errors import UserError
@@ -26,7 +33,9 @@ class LogConfig(Config):
 
     every: int = Field(10, ge=1, description="steps between lines; a line holds means over its interval")
     tensorboard: bool = Field(True, description="also write TensorBoard event files to OUTPUT/tensorboard")
-    wandb_project: str | None = Field(None, description="also log to this Weights & Biases project (needs wandb)")
+    wandb_project: str | None = Field(
+        None, description="also log to this Weights & Biases project (needs wandb)"
+    )
 
 
 class Log:
@@ -36,7 +45,9 @@ class Log:
     very file that an undisturbed one leaves, timings apart.
     """
 
-    def __init__(self, config: LogConfig, output: Path, *, start: int, steps: int, run_config: dict[str, Any]) -> None:
+    def __init__(
+        self, config: LogConfig, output: Path, *, start: int, steps: int, run_config: dict[str, Any]
+    ) -> None:
         self.path = output / METRICS_FILE
         _truncate(self.path, start)
         self._file = self.path.open("a", encoding="utf-8")
@@ -63,7 +74,9 @@ class Log:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
         self._file.close()
         if self._tensorboard is not None:
@@ -103,7 +116,9 @@ class Log:
             self._progress.update(self._bar, figures=figures)
         else:
             left = record.get("seconds_left")
-            self.say(f"step {step}/{self._steps}  {figures}" + (f"  {left:.0f} s left" if left is not None else ""))
+            self.say(
+                f"step {step}/{self._steps}  {figures}" + (f"  {left:.0f} s left" if left is not None else "")
+            )
 
 
 def _text(number: float | int | None) -> str:
@@ -133,7 +148,9 @@ def _truncate(path: Path, start: int) -> None:
 
 def _wandb_run(project: str, output: Path, run_config: dict[str, Any]) -> Any:
     if find_spec("wandb") is None:
-        raise UserError("log.wandb_project is set but wandb is not installed: pip install wandb, or set it to null.")
+        raise UserError(
+            "log.wandb_project is set but wandb is not installed: pip install wandb, or set it to null."
+        )
     import wandb
 
     return wandb.init(project=project, dir=str(output), config=run_config, id=output.name, resume="allow")

@@ -49,7 +49,7 @@ class LearnerOptimiser:
             group["lr"] = 0.0 if frozen else scheduled.learning_rate * group["lr_scale"]
             group["weight_decay"] = scheduled.weight_decay if group["decayed"] else 0.0
         self.adamw.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_gradient, foreach=True)
         skipped = 1.0 - (norm.isfinite() & loss.detach().isfinite()).float()
         self.adamw.grad_scale, self.adamw.found_inf = None, skipped  # type: ignore[attr-defined]

@@ -13,17 +13,27 @@ from vpt_vision.schema import Config
 class ScheduleConfig(Config):
     """What changes over a run. Lengths are shares of `steps`, so that a shortened run keeps its shape."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate, as given to AdamW (not scaled by batch size)")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="peak learning rate, as given to AdamW (not scaled by batch size)"
+    )
     final_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the last step")
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the run over which the learning rate rises from 0")
+    warmup: float = Field(
+        0.1, ge=0, le=1, description="share of the run over which the learning rate rises from 0"
+    )
     weight_decay: float = Field(0.04, ge=0, description="weight decay at the first step")
     final_weight_decay: float = Field(0.2, ge=0, description="weight decay at the last step")
     momentum: float = Field(0.992, ge=0, le=1, description="EMA momentum of the teacher at the first step")
     final_momentum: float = Field(1.0, ge=0, le=1, description="EMA momentum of the teacher at the last step")
     teacher_temperature: float = Field(0.07, gt=0, description="temperature of the teacher after its warm-up")
-    initial_teacher_temperature: float = Field(0.04, gt=0, description="temperature of the teacher at the first step")
-    teacher_temperature_warmup: float = Field(0.3, ge=0, le=1, description="share of the run over which it rises linearly")
-    freeze_prototypes: float = Field(0.01, ge=0, le=1, description="share of the run in which the heads' last layer stays as it is")
+    initial_teacher_temperature: float = Field(
+        0.04, gt=0, description="temperature of the teacher at the first step"
+    )
+    teacher_temperature_warmup: float = Field(
+        0.3, ge=0, le=1, description="share of the run over which it rises linearly"
+    )
+    freeze_prototypes: float = Field(
+        0.01, ge=0, le=1, description="share of the run in which the heads' last layer stays as it is"
+    )
 
 
 class ScheduledValues(NamedTuple):

@@ -60,7 +60,9 @@ class Trainer:
         self.learner = Learner(config.learner).to(self.device)
         backbone = self.learner.student.backbone
         for size in config.recipe.view_sizes():
-            backbone.grid(size)  # raises where patches do not tile a view: better now than after the first batch
+            backbone.grid(
+                size
+            )  # raises where patches do not tile a view: better now than after the first batch
         torch.manual_seed(config.seed)  # the designer's weights are the same whatever the learner drew
         self.designer = build_designer(config.designer, config.recipe, patch_size=backbone.patch_size).to(
             self.device
@@ -106,7 +108,9 @@ class Trainer:
         if state is not None:
             self.load_state_dict(state)
         start = self.steps_done
-        log = Log(config.log, output, start=start, steps=config.steps, run_config=config.model_dump(mode="json"))
+        log = Log(
+            config.log, output, start=start, steps=config.steps, run_config=config.model_dump(mode="json")
+        )
         with log, Interrupts() as interrupts:
             if state is not None:
                 log.say(f"{output}: going on from step {start} of {config.steps}.")
@@ -128,8 +132,8 @@ class Trainer:
                 log.say(f"{output}: saved at step {self.steps_done}; the same command goes on from there.")
         return TrainingResult(output, self.steps_done, interrupts.received)
 
-    def state_dict(self) -> dict[str, object]:
-        """Everything that the next step depends on. Random numbers are keyed by the step: they need no state."""
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; random numbers are keyed by the step and need none."""
         return {
             "step": self.steps_done,
             "config": self.config.model_dump(mode="json"),
@@ -140,7 +144,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state of a run with the same config."""
         self.steps_done = state["step"]
         self.learner.load_state_dict(state["learner"])
@@ -151,11 +155,13 @@ class Trainer:
         self.loader.load_state_dict(state["loader"])
 
     def _value_step(self) -> ValueStep | None:
-        """The judge of tasks, where there is feedback to judge by; a fixed recipe is measured and left alone."""
+        """The judge of tasks, where there is feedback to judge by; a fixed recipe is only measured."""
         config = self.config
         if config.feedback is None:
             if config.designer.kind == "learned":
-                raise UserError("a learned designer learns from labelled examples: give the config a 'feedback' part.")
+                raise UserError(
+                    "a learned designer learns from labelled examples: give the config a 'feedback' part."
+                )
             return None
         feedback = build_feedback(
             config.feedback,
@@ -165,7 +171,11 @@ class Trainer:
             seed=config.seed,
         )
         return ValueStep(
-            config.value, learner=self.learner, designer=self.designer, renderer=self.renderer, feedback=feedback
+            config.value,
+            learner=self.learner,
+            designer=self.designer,
+            renderer=self.renderer,
+            feedback=feedback,
         )
 
     def _record(self, meter: _Meter) -> dict[str, float | int | None]:
@@ -181,7 +191,9 @@ class Trainer:
         }
 
 
-def train(config: RunConfig | str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainingResult:
+def train(
+    config: RunConfig | str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> TrainingResult:
     """Start the run that `config` describes, or go on with it, to its last step.
 
     Args:
@@ -231,6 +243,7 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"device: '{name}' is not a device: use auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"device: '{name}' was asked for, and this machine has {torch.cuda.device_count()} CUDA devices: use auto or cpu."
+            f"device: '{name}' was asked for, and this machine has {torch.cuda.device_count()} CUDA devices: "
+            "use auto or cpu."
         )
     return device

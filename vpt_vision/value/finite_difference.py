@@ -27,8 +27,8 @@ def finite_difference_value(setting: Setting, task: Task, u: Direction, *, rho: 
         targets = learner.teacher_targets(views.global_views, task.masks, setting.temperature)
         tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
         theta = {name: parameter.detach() for name, parameter in tail.items()}
-        smallest = torch.finfo(torch.float32).tiny  # u = 0 gives V = 0, not 0/0
-        epsilon = rho * (inner(theta, theta) / inner(u, u).clamp(min=smallest)).sqrt()
+        u_norm = inner(u, u).sqrt().clamp(min=1e-12)  # u = 0 gives V = 0, not 0/0
+        epsilon = rho * inner(theta, theta).sqrt() / u_norm
 
     trunk = learner.student_trunk(views, task.masks, setting.tail_blocks)
 

@@ -1,0 +1,195 @@
+import io
+
+import pytest
+import torch
+
+from vpt_vision.designers import FixedDesigner
+from vpt_vision.feedback import Examples
+from vpt_vision.value import ValueStep
+
+TEMPERATURE = 0.07
+
+
+def weights(step):
+    return torch.cat([parameter.detach().flatten() for parameter in step.designer.parameters()])
+
+
+def run(step, images, keys, steps):
+    return [step(images, keys._replace(step=number), TEMPERATURE) for number in range(steps)]
+
+
+@pytest.mark.parametrize("estimator", ["finite_difference", "exact"])
+def test_nothing_reaches_the_learner(make_step, images, keys, snapshot, assert_same, estimator):
+    step = make_step(learner={"centring": "ema"}, estimator=estimator)
+    for number, parameter in enumerate(step.learner.parameters()):
+        parameter.grad = None if number % 2 else torch.ones_like(parameter)
+    before, random, designer = snapshot(step.learner), torch.get_rng_state(), weights(step)
+    report = step(images, keys, TEMPERATURE)
+    assert_same(before, snapshot(step.learner))
+    assert torch.equal(random, torch.get_rng_state())
+    assert not torch.equal(designer, weights(step))
+    assert all(parameter.grad is None for parameter in step.designer.parameters())
+    assert all(value.ndim == 0 and value.isfinite() and not value.requires_grad for value in report.values())
+
+
+def test_reports_value_of_the_whole_and_of_each_term(make_step, images, keys):
+    step = make_step(learner={"koleo_weight": 0.5, "ibot_weight": 2.0})
+    report = step(images, keys, TEMPERATURE)
+    expected = report["value/dino"] + 2 * report["value/ibot"] + 0.5 * report["value/koleo"]
+    torch.testing.assert_close(report["value"], expected)
+    # At the first step each term's size is its own: what remains is weight times sign.
+    signs = sum(w * report[f"value/{term}"].sign() for term, w in step.learner.config.weights.items())
+    torch.testing.assert_close(report["objective"], signs)
+    raw = make_step(learner={"koleo_weight": 0.5, "ibot_weight": 2.0}, normalise="none")
+    torch.testing.assert_close(raw(images, keys, TEMPERATURE)["objective"], expected)
+    told = {"meta_loss", "heldout_loss", "u_norm", "u_reliability", "kl/crops", "kl/photometrics", "kl/masks"}
+    assert told <= report.keys() and any(name.startswith("policy/") for name in report)
+    assert step.latest is report
+
+
+def test_value_is_that_of_the_learners_own_task(make_step, images, keys):
+    """The images of the learner's step decide what is measured, and `batch` how many of them."""
+    step = make_step(batch=4, burn_in=100)
+    first = step(images, keys, TEMPERATURE)["value"]
+    step = make_step(batch=4, burn_in=100)
+    other = images.clone()
+    other[4:] = 0
+    assert torch.equal(first, step(other, keys, TEMPERATURE)["value"])
+    other[3] = 0
+    step = make_step(batch=4, burn_in=100)
+    assert not torch.equal(first, step(other, keys, TEMPERATURE)["value"])
+
+
+@pytest.mark.parametrize(("split", "decides"), [("head", True), ("meta", True), ("heldout", False)])
+def test_which_labels_shape_the_designer(make_step, splits, images, keys, split, decides):
+    clean = getattr(splits, split)
+    poisoned = splits._replace(**{split: Examples(clean.images, (clean.labels + 1) % 3)})
+    first, second = make_step(), make_step(splits=poisoned)
+    run(first, images, keys, 2)
+    run(second, images, keys, 2)
+    assert torch.equal(weights(first), weights(second)) != decides
+    if split == "heldout":
+        assert first.latest["heldout_loss"] != second.latest["heldout_loss"]
+
+
+def test_the_designer_rests_in_the_burn_in_and_at_learning_rate_0(make_step, images, keys):
+    step = make_step(burn_in=2)
+    start = weights(step)
+    reports = run(step, images, keys, 3)
+    assert ["designer_gradient_norm" in report for report in reports] == [False, False, True]
+    step = make_step(burn_in=2)
+    run(step, images, keys, 2)
+    assert torch.equal(start, weights(step))
+    resting = make_step(designer={"learning_rate": 0.0})
+    run(resting, images, keys, 2)
+    assert torch.equal(start, weights(resting))
+
+
+@pytest.mark.parametrize("surfaces", [["masks"], ["crops"], ["photometrics"]])
+def test_surfaces_work_alone(make_step, images, keys, surfaces):
+    step = make_step(designer={"surfaces": surfaces, "kl_weight": 0.0}, pairs=2)
+    start = {name: parameter.clone() for name, parameter in step.designer.named_parameters()}
+    report = step(images, keys, TEMPERATURE)
+    moved = {name for name, parameter in step.designer.named_parameters() if (parameter != start[name]).any()}
+    if surfaces == ["masks"]:
+        assert any(name.startswith("network.") for name in moved)  # the gradient reaches the whole network
+    else:
+        assert moved == set(step.designer.search_parameters())
+    assert {name for name in report if name.startswith("kl/")} == {f"kl/{surfaces[0]}"}
+
+
+def test_the_designer_of_masks_climbs(make_step, images, keys):
+    """Over and over on one batch of a learner that stands still, value rises: the signs are right."""
+    settings = {"surfaces": ["masks"], "kl_weight": 0.0, "learning_rate": 0.02}
+    step = make_step(designer=settings, normalise="none")
+    values = [step(images, keys, TEMPERATURE)["value"] for _ in range(25)]
+    assert torch.stack(values[-5:]).mean() > values[0] + 2 * abs(values[0] - values[1])
+
+
+def test_the_designer_of_crops_climbs(make_step, make_designer, images, keys):
+    """Population search with a known goal: on mean area in place of value, crops grow."""
+    settings = {"surfaces": ["crops"], "kl_weight": 0.0, "learning_rate": 0.05}
+    step = make_step(designer=settings, normalise="none", pairs=4)
+
+    def area(setting, task, u):
+        return {"dino": (task.global_views.boxes[..., 2:].prod(-1)).mean() / 1600}
+
+    step._values = area
+    values = torch.stack([report["value"] for report in run(step, images, keys, 12)])
+    still = make_step(designer={**settings, "learning_rate": 0.0}, normalise="none")
+    still._values = area
+    unmoved = torch.stack([report["value"] for report in run(still, images, keys, 12)])
+    assert (values - unmoved)[-3:].mean() > 0.03
+
+
+def test_the_price_of_kl_draws_the_designer_back(make_step, images, keys):
+    settings = {"apart": 0.3, "kl_weight": 1e4, "learning_rate": 0.02}
+    reports = run(make_step(designer=settings), images, keys, 6)
+    for surface in ("crops", "photometrics", "masks"):
+        assert reports[-1][f"kl/{surface}"] < 0.8 * reports[0][f"kl/{surface}"]
+
+
+def test_a_fixed_recipe_is_measured_and_left_alone(make_step, recipe, images, keys):
+    learned = make_step(designer={"apart": 0.0})
+    fixed = ValueStep(
+        learned.config,
+        learner=learned.learner,
+        designer=FixedDesigner(recipe, 8),
+        renderer=learned.renderer,
+        feedback=learned.feedback_gradient.feedback,
+    )
+    report = fixed(images, keys, TEMPERATURE)
+    assert "designer_gradient_norm" not in report and not any(name.startswith("kl/") for name in report)
+    # A learned designer starts at the recipe: the same task, the same value.
+    torch.testing.assert_close(
+        report["value"], learned(images, keys, TEMPERATURE)["value"], rtol=1e-2, atol=1e-3
+    )
+    fixed.load_state_dict(fixed.state_dict())
+
+
+def test_a_value_that_is_not_finite_moves_nothing(make_step, images, keys):
+    step = make_step()
+    run(step, images, keys, 1)
+    before = weights(step)
+    moments = [state["exp_avg"].clone() for state in step.optimiser.state.values()]
+    honest = step._values
+    step._values = lambda *args: {term: value * float("nan") for term, value in honest(*args).items()}
+    assert step(images, keys, TEMPERATURE)["designer_skipped"] == 1
+    assert torch.equal(before, weights(step))
+    after = [state["exp_avg"] for state in step.optimiser.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    step._values = honest
+    assert step(images, keys, TEMPERATURE)["designer_skipped"] == 0
+    assert not torch.equal(before, weights(step))
+
+
+def test_autocast_around_it_changes_nothing(make_step, images, keys):
+    plain, cast = make_step(), make_step()
+    plain(images, keys, TEMPERATURE)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast(images, keys, TEMPERATURE)
+    assert torch.equal(weights(plain), weights(cast))
+
+
+def test_due_every_so_many_steps(make_step):
+    step = make_step(every=3)
+    assert [number for number in range(8) if step.due(number)] == [0, 3, 6]
+
+
+def test_resuming_is_exact(make_step, images, keys):
+    settings = {"designer": {"learning_rate": 0.05}}
+    undisturbed = make_step(**settings)
+    run(undisturbed, images, keys, 2)
+    file = io.BytesIO()
+    torch.save({"value": undisturbed.state_dict(), "designer": undisturbed.designer.state_dict()}, file)
+    file.seek(0)
+
+    resumed = make_step(**settings)
+    state = torch.load(file, weights_only=True)
+    resumed.designer.load_state_dict(state["designer"])
+    resumed.load_state_dict(state["value"])
+    assert resumed.latest == undisturbed.latest
+    for number in (2, 3):
+        expected = undisturbed(images, keys._replace(step=number), TEMPERATURE)
+        assert resumed(images, keys._replace(step=number), TEMPERATURE) == expected
+    assert torch.equal(weights(resumed), weights(undisturbed))
