@@ -36,17 +36,15 @@ class Photometrics(NamedTuple):
     @classmethod
     def neutral(cls, shape: tuple[int, int], device: torch.device | str | None = None) -> Photometrics:
         """Photometrics [V, B] that change nothing."""
-        one = torch.ones(shape, device=device)
-        zero = torch.zeros(shape, device=device)
         return cls(
-            brightness=one,
-            contrast=one,
-            saturation=one,
-            hue=zero,
+            brightness=torch.ones(shape, device=device),
+            contrast=torch.ones(shape, device=device),
+            saturation=torch.ones(shape, device=device),
+            hue=torch.zeros(shape, device=device),
             order=torch.zeros(shape, dtype=torch.int64, device=device),
             grey=torch.zeros(shape, dtype=torch.bool, device=device),
-            sigma=zero,
-            solarize=one + 1,
+            sigma=torch.zeros(shape, device=device),
+            solarize=torch.full(shape, 2.0, device=device),
         )
 
 
@@ -126,17 +124,14 @@ def _luma(views: Tensor) -> Tensor:
 
 def _blur(views: Tensor, sigma: Tensor, *, kernel: int) -> Tensor:
     """Gaussian blur with `kernel` taps, reflected at the borders; sigma [n] in pixels."""
-    n, channels, height, width = views.shape
     reach = kernel // 2
     offset = torch.arange(-reach, reach + 1, dtype=views.dtype, device=views.device)
     sigma = torch.where(sigma > 0, sigma, 1)  # views that are not blurred must not divide by 0
     taps = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # [n, kernel]
-    taps = taps.repeat_interleave(channels, 0)[:, None]  # [n * 3, 1, kernel]
-    padded = F.pad(views, (reach,) * 4, mode="reflect").view(
-        1, n * channels, height + 2 * reach, width + 2 * reach
-    )
-    vertical = F.conv2d(padded, taps[..., None], groups=n * channels)
-    return F.conv2d(vertical, taps[:, :, None], groups=n * channels).view_as(views)
+    taps = taps.repeat_interleave(3, 0)[:, None]  # [n * 3, 1, kernel]
+    planes = F.pad(views, (reach,) * 4, mode="reflect").flatten(0, 1)[None]  # [1, n * 3, ...]
+    planes = F.conv2d(planes, taps[..., None], groups=len(taps))
+    return F.conv2d(planes, taps[:, :, None], groups=len(taps)).view_as(views)
 
 
 def _solarize(views: Tensor, threshold: Tensor) -> Tensor:

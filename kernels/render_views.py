@@ -164,9 +164,7 @@ def _taps(start: Tensor, length: Tensor, size: int, pixels: int, interpolation: 
     [n, size, T]; the weights of an output pixel sum to 1.
     """
     radius = _RADIUS[interpolation]
-    taps = math.ceil(
-        2 * radius * max(1, pixels / size)
-    )  # enough for the longest box, so known without looking
+    taps = math.ceil(2 * radius * max(1, pixels / size))  # enough for the longest box: known beforehand
     start, length = start[:, None, None], length[:, None, None]
     scale = length / size
     stretch = scale.clamp(min=1)

@@ -25,7 +25,7 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path: Path) -> Non
     script = runpy.run_path(str(SCRIPT))
     alone = script["compute"]()
     script["compute_as_rank"](0, tmp_path)
-    assert second.wait(timeout=60) == 0
+    assert second.wait(timeout=180) == 0
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found.keys() == alone.keys()

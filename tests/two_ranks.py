@@ -56,7 +56,7 @@ def compute() -> dict[str, torch.Tensor]:
 
 def compute_as_rank(rank: int, folder: Path) -> None:
     """Take part as one of two ranks and save what was found in `folder`."""
-    store, patience = f"file://{folder}/store", timedelta(seconds=60)
+    store, patience = f"file://{folder}/store", timedelta(seconds=180)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     try:
         torch.save(compute(), folder / f"{rank}.pt")

@@ -179,7 +179,17 @@ def test_the_hook_of_a_copy_reads_the_copy() -> None:
     before = backbone(images, hidden)
     assert not torch.equal(twin(images, hidden).cls, before.cls)
     assert torch.equal(twin(images).cls, backbone(images).cls)
-    assert torch.equal(backbone.vit(images), backbone(images).cls)  # the mask is gone after each call
+
+
+def test_the_mask_is_gone_after_the_call_even_if_it_failed() -> None:
+    backbone = backbone_of("vit_tiny_patch16_224")
+    images, hidden = images_and_hidden(backbone, 2)
+    expected = backbone(images).cls
+    backbone(images, hidden)
+    assert torch.equal(backbone.vit(images), expected)
+    with pytest.raises(RuntimeError):
+        backbone(images, hidden[:, :3])
+    assert torch.equal(backbone.vit(images), expected)
 
 
 def test_state_dict_is_timm_and_the_mask_token() -> None:

@@ -100,26 +100,24 @@ def test_surfaces_work_alone(make_step, images, keys, surfaces):
 
 def test_the_designer_of_masks_climbs(make_step, images, keys):
     """Over and over on one batch of a learner that stands still, value rises: the signs are right."""
-    settings = {"surfaces": ["masks"], "kl_weight": 0.0, "learning_rate": 0.02}
+    settings = {"surfaces": ["masks"], "kl_weight": 0.0, "learning_rate": 0.05}
     step = make_step(designer=settings, normalise="none")
-    values = [step(images, keys, TEMPERATURE)["value"] for _ in range(25)]
-    assert torch.stack(values[-5:]).mean() > values[0] + 2 * abs(values[0] - values[1])
+    values = torch.stack([step(images, keys, TEMPERATURE)["value"] for _ in range(10)])
+    assert values[0] > 0 and values[-4:].mean() > 1.1 * values[0]
 
 
-def test_the_designer_of_crops_climbs(make_step, make_designer, images, keys):
+def test_the_designer_of_crops_climbs(make_step, images, keys):
     """Population search with a known goal: on mean area in place of value, crops grow."""
-    settings = {"surfaces": ["crops"], "kl_weight": 0.0, "learning_rate": 0.05}
-    step = make_step(designer=settings, normalise="none", pairs=4)
 
-    def area(setting, task, u):
-        return {"dino": (task.global_views.boxes[..., 2:].prod(-1)).mean() / 1600}
+    def areas(learning_rate):
+        settings = {"surfaces": ["crops"], "kl_weight": 0.0, "learning_rate": learning_rate}
+        step = make_step(designer=settings, normalise="none", pairs=2)
+        step._values = lambda setting, task, u: {
+            "dino": task.global_views.boxes[..., 2:].prod(-1).mean() / 1600
+        }
+        return torch.stack([report["value"] for report in run(step, images, keys, 8)])
 
-    step._values = area
-    values = torch.stack([report["value"] for report in run(step, images, keys, 12)])
-    still = make_step(designer={**settings, "learning_rate": 0.0}, normalise="none")
-    still._values = area
-    unmoved = torch.stack([report["value"] for report in run(still, images, keys, 12)])
-    assert (values - unmoved)[-3:].mean() > 0.03
+    assert (areas(0.1) - areas(0.0))[-3:].mean() > 0.05
 
 
 def test_the_price_of_kl_draws_the_designer_back(make_step, images, keys):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vpt_kernels import keyed_uniform
-from vpt_vision.collectives import all_reduce_mean
+from vpt_vision.collectives import all_reduce_mean, rank
 from vpt_vision.feedback.classification import ClassificationFeedback
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.feedback.examples import Examples
@@ -31,7 +31,7 @@ class FeedbackGradient:
 
     The meta split is cut in two once and for all, and each half keeps an average of its own: u is their
     mean, and the cosine between them says how much of u the labelled sample decides (its reliability).
-    u is detached, and no `.grad` is written.
+    u is detached, and no `.grad` is written. Each rank takes a batch of its own.
     """
 
     def __init__(self, feedback: ClassificationFeedback, tail_blocks: int) -> None:
@@ -41,7 +41,7 @@ class FeedbackGradient:
         self.halves = (meta[0::2], meta[1::2])  # both hold the classes evenly, as `meta` does
         self.averages: tuple[Direction, Direction] = ({}, {})
         self.count = 0
-        self.heldout_loss: Tensor | None = None
+        self.heldout_loss = torch.tensor(float("nan"))  # until the head is first fitted
 
     def update(self, backbone: Backbone, keys: Keys) -> dict[str, Tensor]:
         """Take the gradient of one meta batch into the averages.
@@ -58,13 +58,12 @@ class FeedbackGradient:
 
         losses, gradients = [], []
         for number, half in enumerate(self.halves):
-            loss, gradient = self._gradient(backbone, self._draw(half, number, keys))
+            loss, gradient = self._gradient(backbone, self._draw(half, 2 * rank() + number, keys))
             losses.append(loss)
             gradients.append(gradient)
         for average, gradient in zip(self.averages, gradients, strict=True):
             for name, value in gradient.items():
                 average[name] = torch.lerp(value, average.get(name, torch.zeros_like(value)), config.ema)
-        assert self.heldout_loss is not None
         return {
             "meta_loss": torch.stack(losses).mean(),
             "heldout_loss": self.heldout_loss,
@@ -81,11 +80,9 @@ class FeedbackGradient:
         return {name: (first[name] + second[name]) / correction for name in first}
 
     def _draw(self, half: Examples, number: int, keys: Keys) -> Examples:
-        """Draw half a batch of one half of the meta split, without replacement."""
-        count = len(half)
-        draws = keyed_uniform(keys.seed, keys.step, number * count + torch.arange(count), BATCH_STREAM, 1)[
-            :, 0
-        ]
+        """Draw half a batch from `half` without replacement; draws of other numbers are others."""
+        names = number * len(half) + torch.arange(len(half))
+        draws = keyed_uniform(keys.seed, keys.step, names, BATCH_STREAM, 1)[:, 0]
         return half[draws.argsort(stable=True)[: self.feedback.config.batch // 2]]
 
     def _gradient(self, backbone: Backbone, examples: Examples) -> tuple[Tensor, Direction]:
@@ -99,7 +96,7 @@ class FeedbackGradient:
             with torch.enable_grad():
                 loss = feedback.loss(feedback.pool(backbone.tail(tail_input)), examples.labels)
             gradient = torch.autograd.grad(loss, list(parameters.values()))
-        return loss.detach(), dict(zip(parameters, map(all_reduce_mean, gradient), strict=True))
+        return all_reduce_mean(loss), dict(zip(parameters, map(all_reduce_mean, gradient), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages, their count, and the head with its held-out loss."""

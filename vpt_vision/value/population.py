@@ -64,7 +64,7 @@ def _direction(like: dict[str, Tensor], keys: Keys, pair: int) -> dict[str, Tens
     """Draw standard normal numbers in the shapes of `like`, a function of seed, step and pair."""
     direction = {}
     for number, (name, value) in enumerate(like.items()):
-        sample = torch.tensor(pair * len(like) + number, device=value.device)
+        sample = torch.full((), pair * len(like) + number, device=value.device)
         uniform = keyed_uniform(keys.seed, keys.step, sample, PERTURBATION_STREAM, value.numel())
         direction[name] = torch.special.ndtri(uniform).view_as(value)
     return direction

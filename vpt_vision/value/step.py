@@ -115,8 +115,8 @@ class ValueStep:
             report = self.feedback_gradient.update(learner.student.backbone, keys)
             setting = Setting(learner, self.renderer, images, temperature, self.config.tail_blocks)
             u = self.feedback_gradient.u
-            improve = self.optimiser is not None and keys.step >= self.config.burn_in
-            with torch.set_grad_enabled(improve):
+            optimiser = self.optimiser if keys.step >= self.config.burn_in else None
+            with torch.set_grad_enabled(optimiser is not None):
                 policy = self.designer.policy(images)
                 task = policy.sample(keys)
             with torch.set_grad_enabled(task.masks.relaxed is not None):
@@ -124,8 +124,8 @@ class ValueStep:
             over_ranks = {term: all_reduce_mean(value) for term, value in values.items()}
             self.scale.update(over_ranks)
             report |= self._describe(policy, over_ranks)
-            if improve:
-                report |= self._improve(setting, keys, u, policy, self._objective(values))
+            if optimiser is not None:
+                report |= self._improve(optimiser, setting, keys, u, policy, self._objective(values))
         self.latest = report
         return report
 
@@ -137,16 +137,19 @@ class ValueStep:
 
     def _objective(self, values: dict[str, Tensor]) -> Tensor:
         """Σ_k w_k V_k / s_k."""
-        weights = self.learner.config.weights
         if self.config.normalise == "none":
-            return torch.stack([weights[term] * value for term, value in values.items()]).sum()
-        return torch.stack([weights[term] * v / self.scale.scale(term) for term, v in values.items()]).sum()
+            return self._weighted(values)
+        return self._weighted({term: value / self.scale.scale(term) for term, value in values.items()})
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """Sum over the loss terms with the learner's weights."""
+        weights = self.learner.config.weights
+        return torch.stack([weights[term] * value for term, value in terms.items()]).sum()
 
     @torch.no_grad()
     def _describe(self, policy: Policy, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        weights = self.learner.config.weights
         return {
-            "value": torch.stack([weights[term] * value for term, value in values.items()]).sum(),
+            "value": self._weighted(values),
             **{f"value/{term}": value for term, value in values.items()},
             "objective": self._objective(values),
             **{f"kl/{surface}": kl.mean() for surface, kl in policy.kl().items()},
@@ -154,10 +157,15 @@ class ValueStep:
         }
 
     def _improve(
-        self, setting: Setting, keys: Keys, u: Direction, policy: Policy, objective: Tensor
+        self,
+        optimiser: torch.optim.Optimizer,
+        setting: Setting,
+        keys: Keys,
+        u: Direction,
+        policy: Policy,
+        objective: Tensor,
     ) -> dict[str, Tensor]:
         """Take one step of gradient ascent; `objective` leads back to the designer where masks do."""
-        assert self.optimiser is not None
         parameters = dict(self.designer.named_parameters())
         kl = torch.stack([kl.mean() for kl in policy.kl().values()]).sum()
         gradients = torch.autograd.grad(
@@ -182,9 +190,9 @@ class ValueStep:
             parameter.grad = -all_reduce_mean(ascent[name])  # AdamW descends
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
         skipped = 1.0 - norm.isfinite().float()
-        self.optimiser.grad_scale, self.optimiser.found_inf = None, skipped  # type: ignore[attr-defined]
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        optimiser.grad_scale, optimiser.found_inf = None, skipped  # type: ignore[attr-defined]
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
         return {"designer_gradient_norm": norm, "designer_skipped": skipped}
 
     def state_dict(self) -> dict[str, Any]:
