@@ -63,7 +63,7 @@ def statistics(masks):
     [(6, 6, 18, 4, 0.3), (7, 9, 25, 4, 0.3), (8, 5, 7, 1, 0.5), (7, 7, 3, 4, 0.3), (8, 7, 4, 4, 0.3)],
 )
 def test_the_law_is_the_plain_generators(height, width, count, min_patches, min_aspect):
-    n = 2000
+    n = 4000
     draw = random.Random(5)
     plain = torch.tensor([plain_mask(count, height, width, draw, min_patches, min_aspect) for _ in range(n)])
     ours = block_masks(

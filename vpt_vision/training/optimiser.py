@@ -35,6 +35,7 @@ class LearnerOptimiser:
     def __init__(self, learner: Learner, config: OptimiserConfig) -> None:
         self.config = config
         self.parameters = [p for p in learner.student.parameters() if p.requires_grad]
+        self.backbone = list(learner.student.backbone.parameters())
         self.adamw = torch.optim.AdamW(_groups(learner, config), lr=0.0, betas=config.betas, fused=True)
 
     def step(self, loss: Tensor, scheduled: ScheduledValues) -> dict[str, Tensor]:
@@ -50,6 +51,9 @@ class LearnerOptimiser:
             group["weight_decay"] = scheduled.weight_decay if group["decayed"] else 0.0
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if scheduled.backbone_frozen:
+            for parameter in self.backbone:
+                parameter.grad = None  # AdamW passes over it: neither its weight nor its moments change
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_gradient, foreach=True)
         skipped = 1.0 - (norm.isfinite() & loss.detach().isfinite()).float()
         self.adamw.grad_scale, self.adamw.found_inf = None, skipped  # type: ignore[attr-defined]

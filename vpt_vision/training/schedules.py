@@ -35,6 +35,14 @@ class ScheduleConfig(Config):
         0.01, ge=0, le=1, description="share of the run in which the heads' last layer stays as it is"
     )
 
+    freeze_backbone: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the run in which the heads alone learn: new heads on a pretrained backbone "
+        "spoil it before they fit it",
+    )
+
 
 class ScheduledValues(NamedTuple):
     """The scheduled quantities of one step."""
@@ -44,6 +52,7 @@ class ScheduledValues(NamedTuple):
     momentum: float
     teacher_temperature: float
     prototypes_frozen: bool
+    backbone_frozen: bool
 
 
 def scheduled_values(config: ScheduleConfig, step: int, steps: int) -> ScheduledValues:
@@ -68,6 +77,7 @@ def scheduled_values(config: ScheduleConfig, step: int, steps: int) -> Scheduled
         teacher_temperature=config.initial_teacher_temperature
         + rise * (config.teacher_temperature - config.initial_teacher_temperature),
         prototypes_frozen=step < config.freeze_prototypes * steps,
+        backbone_frozen=step < config.freeze_backbone * steps,
     )
 
 
