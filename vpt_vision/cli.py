@@ -87,7 +87,8 @@ def _evaluation_config(options: argparse.Namespace) -> RunConfig:
     config = config_of(options.model)
     if config is None:
         raise UserError(
-            f"'{options.model}' does not tell which data to probe on: give --config FILE with an 'evaluation' part."
+            f"'{options.model}' does not tell which data to probe on: give --config FILE, with an "
+            "'evaluation' part."
         )
     return load_config(config.model_dump(mode="json"), options.overrides)
 

@@ -104,3 +104,20 @@ class Renderer:
             for views in (task.global_views, task.local_views)
         )
         return RenderedViews(*both)
+
+    def whole(self, images: Tensor, size: int) -> Tensor:
+        """Render each of uint8 `images` [B, 3, H, W] whole, as probes and feedback see it.
+
+        Returns normalised fp32 [B, 3, size, size], resized with antialiasing and otherwise unchanged.
+        """
+        count, _, height, width = images.shape
+        device = images.device
+        views = Views(
+            size=size,
+            boxes=torch.tensor([0.0, 0.0, height, width], device=device).expand(1, count, 4),
+            flips=torch.zeros(1, count, dtype=torch.bool, device=device),
+            photometrics=Photometrics.neutral((1, count), device),
+        )
+        mean = torch.tensor(self.mean, device=device)
+        std = torch.tensor(self.std, device=device)
+        return views.render(images, mean=mean, std=std, interpolation=self.interpolation)[0]

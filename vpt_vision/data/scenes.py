@@ -49,6 +49,12 @@ class FashionScenesConfig(Config):
         (0.2, 0.6), description="range of every other garment's area, as a share of the salient one's"
     )
     min_visible: Share = Field(0.7, description="least share of the salient garment that is not hidden")
+    colour: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="1: random colours; 0: the photos' own grey on black; between: both mixed in that share",
+    )
     texture: float = Field(
         0.5, ge=0, le=1, description="contrast of the ground's texture; 0 is one plain colour"
     )
@@ -144,7 +150,7 @@ class FashionScenes:
 
     def _ground(self, rng: np.random.Generator) -> Floats:
         """Draw a ground [3, size, size]: a colour, and value noise of several octaves around it."""
-        colour = rng.uniform(40, 215, (3, 1, 1))
+        colour = self.config.colour * rng.uniform(40, 215, (3, 1, 1))
         ground: Floats = np.broadcast_to(colour.astype(np.float32), (3, self.size, self.size)).copy()
         if self.config.texture:
             for cells in OCTAVES:
@@ -169,6 +175,8 @@ class FashionScenes:
         dark, light = hue * rng.uniform(0.1, 0.5), 1 - (1 - hue) * rng.uniform(0.1, 0.6)
         if rng.random() < 0.5:
             dark, light = light, dark
+        share = self.config.colour
+        dark, light = share * dark, share * light + (1 - share)
         colour = (255 * dark).astype(np.float32) + shade * (255 * (light - dark)).astype(np.float32)
 
         margin = 0 if inside else side // 2

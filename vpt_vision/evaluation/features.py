@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vpt_kernels import Photometrics
 from vpt_vision.data.source import Sample, Source, UnreadableSample
 from vpt_vision.errors import UserError
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.learner.backbone import Backbone
-from vpt_vision.task import Renderer, Views
+from vpt_vision.task import Renderer
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def extract(
             if not samples:
                 continue
             images = torch.stack([sample.image for sample in samples])
-            features = backbone(whole_images(images.to(device), renderer, size))
+            features = backbone(renderer.whole(images.to(device), size))
             cls.append(features.cls.float().cpu())
             mean_patch.append(features.patches.float().mean(1).cpu())
             labels.extend(_label(sample) for sample in samples)
@@ -77,24 +76,6 @@ def extract(
         labels=torch.tensor(labels),
         index=torch.tensor(index),
     )
-
-
-def whole_images(images: Tensor, renderer: Renderer, size: int) -> Tensor:
-    """Each uint8 image [B, 3, H, W] as one view of its full box: normalised fp32 [B, 3, size, size]."""
-    count, _, height, width = images.shape
-    device = images.device
-    views = Views(
-        size=size,
-        boxes=torch.tensor([0.0, 0.0, height, width], device=device).expand(1, count, 4),
-        flips=torch.zeros(1, count, dtype=torch.bool, device=device),
-        photometrics=Photometrics.neutral((1, count), device),
-    )
-    return views.render(
-        images,
-        mean=torch.tensor(renderer.mean, device=device),
-        std=torch.tensor(renderer.std, device=device),
-        interpolation=renderer.interpolation,
-    )[0]
 
 
 class _Readable(Dataset[Sample | None]):

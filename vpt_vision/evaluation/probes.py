@@ -42,7 +42,7 @@ def probe(
 ) -> dict[Probe, list[ProbeResult]]:
     """Run `probes` on frozen features of `backbone`; kNN gives one result per k, linear gives one.
 
-    Features are extracted once for all of them. `source_size` is the side in pixels that images are decoded to.
+    Features are extracted once for all of them. `source_size` is the side, in pixels, of decoded images.
     Raises `UserError` as the sources and the probes do.
     """
     train, test = (

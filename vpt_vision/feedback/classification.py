@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vpt_kernels import Photometrics
 from vpt_vision.data import SourceConfig
 from vpt_vision.errors import UserError
 from vpt_vision.feedback.evaluating import evaluating
@@ -17,7 +16,7 @@ from vpt_vision.feedback.examples import Examples, Splits
 from vpt_vision.learner.backbone import Backbone, Features
 from vpt_vision.logistic import Logistic, fit_logistic
 from vpt_vision.schema import Config
-from vpt_vision.task import Renderer, Views
+from vpt_vision.task import Renderer
 
 
 class FeedbackConfig(Config):
@@ -95,7 +94,7 @@ class ClassificationFeedback:
 
     def render(self, images: Tensor, device: torch.device) -> Tensor:
         """Whole uint8 `images` [N, 3, H, W] as normalised fp32 [N, 3, size, size] on `device`."""
-        return whole_images(images.to(device, non_blocking=True), self.renderer, self.size)
+        return self.renderer.whole(images.to(device, non_blocking=True), self.size)
 
     def _features(self, backbone: Backbone, examples: Examples) -> Tensor:
         """Pooled features [N, D'] of `examples`, without gradient."""
@@ -115,19 +114,3 @@ class ClassificationFeedback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.head = None if state["head"] is None else Logistic(**state["head"])
-
-
-def whole_images(images: Tensor, renderer: Renderer, size: int) -> Tensor:
-    """Each uint8 image [N, 3, H, W] as one view of its full box: normalised fp32 [N, 3, size, size]."""
-    count, _, height, width = images.shape
-    device = images.device
-    box = torch.tensor([0.0, 0.0, height, width], device=device)
-    views = Views(
-        size=size,
-        boxes=box.expand(1, count, 4),
-        flips=torch.zeros(1, count, dtype=torch.bool, device=device),
-        photometrics=Photometrics.neutral((1, count), device),
-    )
-    mean = torch.tensor(renderer.mean, device=device)
-    std = torch.tensor(renderer.std, device=device)
-    return views.render(images, mean=mean, std=std, interpolation=renderer.interpolation)[0]

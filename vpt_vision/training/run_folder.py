@@ -30,8 +30,8 @@ def claim(config: RunConfig) -> Path:
         changed = differing_keys(other, config.model_dump(mode="json"))
         if changed:
             raise UserError(
-                f"{output} holds a run whose config differs at {', '.join(changed)}: choose another output, or delete "
-                "that folder."
+                f"{output} holds a run whose config differs at {', '.join(changed)}: choose another output, "
+                "or delete that folder."
             )
         return output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

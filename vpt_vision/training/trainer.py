@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,10 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "WORLD_SIZE is above 1: a run is one process for now, so start it without torchrun."
+            )
         self.config = config
         self.device = resolve_device(config.device)
         self.steps_done = 0
@@ -71,7 +76,7 @@ class Trainer:
         self.value_step = self._value_step()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One step: the designer sets the task, the learner learns it, and now and then its value is judged."""
+        """One step: the designer sets the task, the learner learns it; now and then its value is judged."""
         config, step = self.config, self.steps_done
         scheduled = scheduled_values(config.schedule, step, config.steps)
         keys = Keys(config.seed, step, batch.index)
@@ -112,7 +117,9 @@ class Trainer:
             config.log, output, start=start, steps=config.steps, run_config=config.model_dump(mode="json")
         )
         with log, Interrupts() as interrupts:
-            if state is not None:
+            if state is None:
+                log.say(f"{output}: backbone: {self.learner.student.backbone.weights_report}.")
+            else:
                 log.say(f"{output}: going on from step {start} of {config.steps}.")
             meter = _Meter(config.batch_size, config.steps)
             batches = iter(self.loader)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpt_vision.evaluation.features import whole_images
 from vpt_vision.evaluation.pictures.style import INK, SMALL, TEXT, TITLE, new_figure, picture_only, save
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.learner.backbone import Backbone
@@ -40,7 +39,7 @@ def patch_pca(
     """
     rows: dict[str, Projection] = {}
     for label, backbone in backbones.items():
-        projection = project(_patch_grids(backbone, whole_images(images, renderer, size)))
+        projection = project(_patch_grids(backbone, renderer.whole(images, size)))
         first = next(iter(rows.values()), projection).components
         rows[label] = projection._replace(components=_align(projection.components, first))
 
