@@ -123,6 +123,5 @@ def _draw(
         },
         folder / "curves.png",
     )
-    patch_pca(
-        backbones, images, folder / "features.png", renderer=renderer, size=config.evaluation.image_size
-    )
+    finer = 2 * config.evaluation.image_size  # twice the patches along each side
+    patch_pca(backbones, images, folder / "features.png", renderer=renderer, size=finer)
