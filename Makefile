@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## pretrain with and without the designer, probe, and d
 	$(BIN)/vpt demo configs/demo.yaml
 
 test: $(VENV)/installed-dev  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed-dev  ## check style
 	$(BIN)/ruff check .

@@ -47,8 +47,8 @@ def tiny_settings(tmp_path):
             "batch": 20,
         },
         "value": {"every": 2, "burn_in": 1, "batch": 4, "pairs": 1, "tail_blocks": 1},
-        "checkpoint": {"every": 2},
-        "log": {"every": 1, "tensorboard": False},
+        "checkpoint": {"every": 3},
+        "log": {"every": 2, "tensorboard": False},
         "evaluation": {
             "train": {"kind": "fashion_scenes", "split": "train", "count": 150, "seed": 1},
             "test": {"kind": "fashion_scenes", "split": "test", "count": 60},

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rich.progress import track
 from torch import nn
-from tqdm import trange
 
 from vpt_vision.data import FashionScenes, FashionScenesConfig
 from vpt_vision.data.order import samples_at
@@ -65,8 +65,7 @@ def main() -> None:
     head = nn.Linear(backbone.dim, len(scenes.classes))
     designer, renderer = FixedDesigner(RECIPE, backbone.patch_size), Renderer()
     optimiser = torch.optim.AdamW([*backbone.parameters(), *head.parameters()])
-    progress = trange(options.steps)
-    for step in progress:
+    for step in track(range(options.steps)):
         scheduled = scheduled_values(SCHEDULE, step, options.steps)
         for group in optimiser.param_groups:
             group.update(lr=scheduled.learning_rate, weight_decay=scheduled.weight_decay)
@@ -82,9 +81,9 @@ def main() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if step % 20 == 0:
+        if step % 100 == 99:
             accuracy = (logits.argmax(1) == labels).float().mean()
-            progress.set_postfix_str(f"loss {loss.item():.3f} batch accuracy {accuracy.item():.2f}")
+            print(f"step {step + 1}: loss {loss.item():.3f}, batch accuracy {accuracy.item():.2f}")
     save_backbone(backbone.half(), options.output, renderer)
 
 

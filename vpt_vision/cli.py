@@ -14,7 +14,7 @@ from vpt_vision.config import RunConfig, dump_config, load_config
 from vpt_vision.demo import run_demo
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.probes import probe, summary
-from vpt_vision.loading import config_of, load_backbone
+from vpt_vision.loading import config_of, load_backbone, renderer_for
 from vpt_vision.training.trainer import resolve_device, train
 
 
@@ -71,7 +71,7 @@ def _eval(options: argparse.Namespace) -> int:
         config.evaluation,
         (options.probe,),
         source_size=config.data.source_size,
-        renderer=config.renderer(),
+        renderer=renderer_for(options.model, config),
     )[options.probe]
     for result in results:
         print(f"{options.model}: {result}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vpt_vision.data import DataConfig
 from vpt_vision.designers import DesignerConfig, FixedDesignerConfig, RecipeConfig
@@ -32,7 +32,7 @@ class RunConfig(Config):
     output: str = Field(description="folder of the run: config, metrics, checkpoints, backbone")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random number of the run")
     steps: int = Field(ge=1, description="learner updates")
-    batch_size: int = Field(ge=1, description="source images per step")
+    batch_size: int = Field(ge=2, description="source images per step")
     device: str = Field("auto", description="auto (CUDA where there is one), cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="arithmetic of the learner: fp32, or bf16 autocast"
@@ -53,6 +53,15 @@ class RunConfig(Config):
         None, description="labelled data of `vpt eval` and `vpt demo`"
     )
 
+    @model_validator(mode="after")
+    def _value_within_batch(self) -> RunConfig:
+        if self.feedback is not None and self.value.batch > self.batch_size:
+            raise ValueError(
+                f"value.batch {self.value.batch} is above batch_size {self.batch_size}: value is measured on "
+                "images of the learner's batch"
+            )
+        return self
+
     def renderer(self) -> Renderer:
         """The renderer of the run's views, and of the images that its probes and feedback see."""
         return Renderer(self.data.mean, self.data.std, self.recipe.crops.interpolation)
@@ -70,7 +79,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             values out of bounds.
     """
     name = "config" if isinstance(source, Mapping) else str(source)
-    settings = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    settings = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:
         _apply(settings, override)
     try:
@@ -94,9 +103,11 @@ def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file; raises `UserError` where it is none."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist: name a config file, such as configs/demo.yaml.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}: name a config file, such as configs/demo.yaml.")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

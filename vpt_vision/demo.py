@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from vpt_vision.config import RunConfig, load_config
-from vpt_vision.data import build_source
+from vpt_vision.data import Sample, Source, UnreadableSample, build_source
 from vpt_vision.designers import build_designer
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.pictures import crops_and_masks, curves, patch_pca
@@ -19,7 +22,7 @@ from vpt_vision.loading import load_backbone
 from vpt_vision.task import Keys, Renderer
 from vpt_vision.training.log import METRICS_FILE
 from vpt_vision.training.run_folder import BACKBONE_FILE, newest_state
-from vpt_vision.training.trainer import Trainer
+from vpt_vision.training.trainer import Trainer, resolve_device
 
 PICTURED = 6  # test images in each picture
 
@@ -27,8 +30,9 @@ PICTURED = 6  # test images in each picture
 def run_demo(config: RunConfig) -> int | None:
     """Continue pretraining from `config`'s backbone with the fixed recipe and with its learned designer.
 
-    Writes to `config.output`: a run folder for each arm (`fixed`, `learned`), `report.md` and the pictures
-    `designer.png`, `curves.png` and `features.png`. Finished arms are not run again.
+    The learned designer's run is that of `vpt train` with this config, in `config.output`, the fixed recipe's
+    stands beside it in `config.output` + "-fixed". A finished run is not run again. Writes to
+    `config.output`: `report.md` and the pictures `designer.png`, `curves.png` and `features.png`.
 
     Returns:
         None when all is done, or the number of the signal that ended a run early.
@@ -44,9 +48,12 @@ def run_demo(config: RunConfig) -> int | None:
     console = Console()
     folder = Path(config.output)
     arms = {
-        "fixed recipe": _arm(config, folder / "fixed", ["designer={kind: fixed}"]),
-        "learned designer": _arm(config, folder / "learned"),
+        "fixed recipe": load_config(
+            config.model_dump(mode="json"), [f"output={folder}-fixed", "designer={kind: fixed}"]
+        ),
+        "learned designer": config,
     }
+    _check(config, config.evaluation)
     for name, arm in arms.items():
         console.print(f"[bold]{name}[/]: {arm.steps} steps into {arm.output}")
         result = Trainer(arm).fit()
@@ -57,6 +64,8 @@ def run_demo(config: RunConfig) -> int | None:
     torch.manual_seed(config.seed)  # a start at random is then the trainer's
     backbones = {"start": Backbone(config.learner.backbone)}
     backbones |= {name: load_backbone(arm.output) for name, arm in arms.items()}
+    for backbone in backbones.values():
+        backbone.to(resolve_device(config.device))
     with console.status("probing"):
         measured = [
             _measure(
@@ -69,16 +78,18 @@ def run_demo(config: RunConfig) -> int | None:
     report.save(folder / "report.md")
     console.print(report)
     with console.status("drawing"):
-        _draw(config, arms["learned designer"], backbones, folder, renderer)
+        _draw(config, config.evaluation, backbones, {name: Path(arm.output) for name, arm in arms.items()})
     console.print(
-        f"Table and pictures are in {folder}; the designer's backbone, for timm, is "
-        f"{folder / 'learned' / BACKBONE_FILE}."
+        f"Table and pictures are in {folder}; the designer's backbone, for timm, is {folder / BACKBONE_FILE}."
     )
     return None
 
 
-def _arm(config: RunConfig, output: Path, overrides: list[str] | None = None) -> RunConfig:
-    return load_config(config.model_dump(mode="json"), [f"output={output}", *(overrides or [])])
+def _check(config: RunConfig, evaluation: EvaluationConfig) -> None:
+    """Refuse now what would fail only after the runs, when the probes begin."""
+    Backbone(config.learner.backbone).grid(evaluation.image_size)
+    for source in (evaluation.train, evaluation.test):
+        build_source(source, config.data.source_size)
 
 
 def _measure(
@@ -96,32 +107,30 @@ def _measure(
 
 
 def _draw(
-    config: RunConfig, arm: RunConfig, backbones: dict[str, Backbone], folder: Path, renderer: Renderer
+    config: RunConfig, evaluation: EvaluationConfig, backbones: dict[str, Backbone], runs: dict[str, Path]
 ) -> None:
     """Draw the designer's tasks early and late, on the same images and random numbers; curves; features."""
-    assert config.evaluation is not None
-    source = build_source(config.evaluation.test, config.data.source_size)
-    samples = [source[index] for index in range(min(PICTURED, len(source)))]
+    folder = Path(config.output)
+    samples = list(islice(_readable(build_source(evaluation.test, config.data.source_size)), PICTURED))
     images = torch.stack([sample.image for sample in samples])
     keys = Keys(config.seed, 0, torch.tensor([sample.index for sample in samples]))
-    patch_size = backbones["start"].patch_size
-    early = build_designer(arm.designer, arm.recipe, patch_size=patch_size)
-    late = build_designer(arm.designer, arm.recipe, patch_size=patch_size)
-    state = newest_state(Path(arm.output))
-    assert state is not None
-    late.load_state_dict(state["designer"])
-    with torch.no_grad():
-        tasks = {
-            "at the start (the fixed recipe)": early(images, keys),
-            f"after {config.steps} steps": late(images, keys),
-        }
-    crops_and_masks(images, tasks, folder / "designer.png", interpolation=renderer.interpolation)
-    curves(
-        {
-            name: folder / sub / METRICS_FILE
-            for name, sub in (("fixed recipe", "fixed"), ("learned designer", "learned"))
-        },
-        folder / "curves.png",
-    )
-    finer = 2 * config.evaluation.image_size  # twice the patches along each side
-    patch_pca(backbones, images, folder / "features.png", renderer=renderer, size=finer)
+    state = newest_state(folder)
+    assert state is not None, "the run has ended, so it has saved"
+    tasks = {}
+    for moment in ("at the start (the fixed recipe)", f"after {config.steps} steps"):
+        designer = build_designer(config.designer, config.recipe, patch_size=backbones["start"].patch_size)
+        if tasks:
+            designer.load_state_dict(state["designer"])
+        with torch.no_grad():
+            tasks[moment] = designer(images, keys)
+    crops_and_masks(images, tasks, folder / "designer.png", interpolation=config.recipe.crops.interpolation)
+    curves({name: run / METRICS_FILE for name, run in runs.items()}, folder / "curves.png")
+    finer = 2 * evaluation.image_size  # twice the patches along each side
+    on_cpu = {name: backbone.cpu() for name, backbone in backbones.items()}
+    patch_pca(on_cpu, images, folder / "features.png", renderer=config.renderer(), size=finer)
+
+
+def _readable(source: Source) -> Iterator[Sample]:
+    for index in range(len(source)):
+        with suppress(UnreadableSample):
+            yield source[index]

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.errors import UserError
-from vpt_vision.export import load_backbone_file
+from vpt_vision.export import load_backbone_file, read_metadata
 from vpt_vision.learner import Backbone, BackboneConfig
+from vpt_vision.task import Renderer
 from vpt_vision.training.checkpoint import read_checkpoint
 from vpt_vision.training.run_folder import newest_state
 
@@ -28,15 +29,17 @@ def load_backbone(source: str | Path, *, network: Network = "teacher", weights: 
         UserError: where nothing of that name exists or can be read.
     """
     path = Path(source)
+    if network == "student" and not (path.is_dir() or path.suffix == ".pt"):
+        raise UserError(f"'{source}' has no student: only a run or a checkpoint has one.")
     if path.is_dir():
         state = newest_state(path)
         if state is None:
             raise UserError(
                 f"{path} holds no checkpoint of a run: name a run's output folder, or wait for its first."
             )
-        backbone = _from_checkpoint(state, network)
+        backbone = _from_checkpoint(state, network, path)
     elif path.suffix == ".pt":
-        backbone = _from_checkpoint(read_checkpoint(path), network)
+        backbone = _from_checkpoint(read_checkpoint(path), network, path)
     elif path.suffix == ".safetensors":
         backbone = load_backbone_file(path)
     else:
@@ -54,17 +57,31 @@ def config_of(source: str | Path) -> RunConfig | None:
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     if path.suffix == ".pt" and path.is_file():
-        return load_config(read_checkpoint(path)["config"])
+        return load_config(_part(read_checkpoint(path), "config", path))
     stored = folder / "config.yaml"
     return load_config(stored) if path.exists() and stored.is_file() else None
 
 
-def _from_checkpoint(state: dict[str, Any], network: Network) -> Backbone:
-    settings = load_config(state["config"]).learner.backbone
+def _from_checkpoint(state: dict[str, Any], network: Network, path: Path) -> Backbone:
+    settings = load_config(_part(state, "config", path)).learner.backbone
     backbone = Backbone(settings.model_copy(update={"weights": "none", "drop_path": 0.0}))
     prefix = f"{network}.backbone."
-    learner = state["learner"]
+    learner = _part(state, "learner", path)
     backbone.load_state_dict(
         {name.removeprefix(prefix): tensor for name, tensor in learner.items() if name.startswith(prefix)}
     )
     return backbone
+
+
+def _part(state: dict[str, Any], name: str, path: Path) -> Any:
+    if name not in state:
+        raise UserError(f"{path} is not a checkpoint of vpt-vision: it has no '{name}' entry.")
+    return state[name]
+
+
+def renderer_for(source: str | Path, config: RunConfig) -> Renderer:
+    """Return the renderer that `source` was trained with where it tells, else that of `config`."""
+    path = Path(source)
+    if path.suffix == ".safetensors" and path.is_file():
+        return read_metadata(path).renderer()
+    return (config_of(path) or config).renderer()

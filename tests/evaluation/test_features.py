@@ -52,7 +52,8 @@ def test_workers_change_nothing(backbone, squares):
 
 
 def test_unreadable_images_are_skipped_and_named(backbone, squares, caplog):
-    found = extract(backbone, squares(6, unreadable={0, 1, 4}), Renderer(), 16, batch_size=2)
+    source = squares(6, unreadable={0, 1, 4})
+    found = extract(backbone, source, Renderer(), 16, batch_size=2, max_unreadable=0.5)
     assert found.index.tolist() == [2, 3, 5]
     assert found.labels.tolist() == [2, 0, 2]
     assert "image 4: broken on purpose" in caplog.text
@@ -61,7 +62,9 @@ def test_unreadable_images_are_skipped_and_named(backbone, squares, caplog):
 def test_bad_sources_are_refused_in_one_sentence(backbone, squares):
     with pytest.raises(UserError, match="Image 3 of the source has no class label"):
         extract(backbone, squares(6, unlabelled={3}), Renderer(), 16)
-    with pytest.raises(UserError, match="None of the source's 2 images can be read"):
-        extract(backbone, squares(2, unreadable={0, 1}), Renderer(), 16)
+    with pytest.raises(UserError, match="2 of the 2 images to probe on cannot be read"):
+        extract(backbone, squares(2, unreadable={0, 1}), Renderer(), 16, max_unreadable=1)
+    with pytest.raises(UserError, match="3 of the 6 images to probe on cannot be read"):
+        extract(backbone, squares(6, unreadable={0, 1, 4}), Renderer(), 16, max_unreadable=0.4)
     with pytest.raises(UserError, match="whole number of the backbone's patches"):
         extract(backbone, squares(2), Renderer(), 18)

@@ -43,12 +43,17 @@ def test_a_mask_token_is_taken_where_the_file_has_one(
     assert torch.equal(Backbone(config(tmp_path / "vit.safetensors")).mask_token, token[0])
 
 
+def test_a_classifier_in_the_file_is_left_out(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file({**tensors, "head.weight": torch.zeros(5, 32)}, tmp_path / "vit.safetensors")
+    assert torch.equal(Backbone(config(tmp_path / "vit.safetensors")).vit.cls_token, tensors["cls_token"])
+
+
 def test_any_mismatch_is_refused_with_the_count(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     total = len(tensors)
     missing = {name: tensor for name, tensor in tensors.items() if name != "norm.bias"}
     for given, matched, what in [
         (missing, total - 1, "norm.bias is missing"),
-        ({**tensors, "head.weight": torch.zeros(2)}, total, "head.weight is not in the model"),
+        ({**tensors, "neck.weight": torch.zeros(2)}, total, "neck.weight is not in the model"),
         ({**tensors, "norm.bias": torch.zeros(5)}, total - 1, "norm.bias has shape [5], the model [32]"),
     ]:
         save_file(given, tmp_path / "vit.safetensors")

@@ -38,14 +38,15 @@ def test_learning_rate_falls_from_block_to_block_and_vectors_do_not_decay(learne
     optimiser = LearnerOptimiser(learner, OptimiserConfig(layer_decay=0.5, patch_embed_multiplier=0.2))
     optimiser.step(a_loss(learner), SCHEDULED)
     got = settings_of(learner, optimiser)
-    weights = {f"backbone.vit.blocks.{i}.mlp.fc1.weight": (0.1 * 0.5 ** (2 - i), 0.3) for i in range(3)}
+    weights = {f"backbone.vit.blocks.{i}.mlp.fc1.weight": (0.1 * 0.5 ** (3 - i), 0.3) for i in range(3)}
     others = {
-        "backbone.vit.blocks.0.mlp.fc1.bias": (0.1 * 0.25, 0.0),
-        "backbone.vit.blocks.1.norm1.weight": (0.1 * 0.5, 0.0),
-        "backbone.vit.patch_embed.proj.weight": (0.1 * 0.125 * 0.2, 0.3),
-        "backbone.vit.pos_embed": (0.1 * 0.125, 0.0),
-        "backbone.vit.cls_token": (0.1 * 0.125, 0.0),
-        "backbone.mask_token": (0.1, 0.0),
+        "backbone.vit.blocks.0.mlp.fc1.bias": (0.1 * 0.125, 0.0),
+        "backbone.vit.blocks.1.norm1.weight": (0.1 * 0.25, 0.0),
+        "backbone.vit.patch_embed.proj.weight": (0.1 * 0.0625 * 0.2, 0.3),
+        "backbone.vit.pos_embed": (0.1 * 0.0625, 0.0),
+        "backbone.vit.cls_token": (0.1 * 0.0625, 0.0),
+        "backbone.mask_token": (0.1 * 0.0625, 0.0),
+        "backbone.vit.norm.weight": (0.1, 0.0),
         "cls_head.prototypes": (0.1, 0.3),
         "cls_head.mlp.0.bias": (0.1, 0.0),
     }

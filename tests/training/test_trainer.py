@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def undisturbed(tiny_settings, tmp_path):
 
 def test_a_record_holds_the_contract(undisturbed):
     records = [json.loads(line) for line in (undisturbed.output / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in records] == [2, 4, 6]
     for record in records:
         assert {"step", "loss", "value", "images_per_second"} <= record.keys()
         assert record["images_per_second"] > 0
@@ -71,17 +70,18 @@ def start(config, tmp_path):
     return subprocess.Popen([sys.executable, "-m", "vpt_vision.cli", "train", str(path)], env=environment)
 
 
-def test_killed_anywhere_and_started_again_a_run_is_the_same_bit_for_bit(
-    tiny_settings, undisturbed, tmp_path
-):
+@pytest.mark.parametrize("lines_written", [1, 7])  # before the first checkpoint, and after some
+def test_killed_and_started_again_a_run_is_the_same_bit_for_bit(tiny_settings, tmp_path, lines_written):
+    tiny_settings["steps"] = 40  # enough not to end before the kill
+    undisturbed = train(tiny_settings, [f"output={tmp_path / 'undisturbed'}"])
     process = start(tiny_settings, tmp_path)
     output = tmp_path / "run"
-    wait_for_lines(output / "metrics.jsonl", random.randint(1, 5), process)
+    wait_for_lines(output / "metrics.jsonl", lines_written, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
     result = train(tiny_settings)
-    assert result.step == 6
+    assert result.step == 40
     assert lines(output) == lines(undisturbed.output)
     states = [newest_state(folder) for folder in (output, undisturbed.output)]
     for state in states:
@@ -115,7 +115,7 @@ def test_a_signal_saves_first(tiny_settings, tmp_path, number):
     process.send_signal(number)
     assert process.wait(timeout=60) == 128 + number
     state = newest_state(tmp_path / "run")
-    assert state["step"] == len(lines(tmp_path / "run")) >= 2
+    assert state["step"] // 2 == len(lines(tmp_path / "run")) >= 2
 
 
 def learner_states(settings, change=None, steps=4):

@@ -14,6 +14,8 @@ from vpt_vision.schema import Config
 
 SourceConfig = Annotated[FashionScenesConfig | FolderConfig | ShardsConfig, Field(discriminator="kind")]
 
+Deviation = Annotated[float, Field(gt=0)]
+
 
 class DataConfig(Config):
     """The unlabelled images that the learner sees, and what they become before a task is set on them."""
@@ -26,7 +28,7 @@ class DataConfig(Config):
         (0.485, 0.456, 0.406),
         description="subtracted from red, green and blue in [0, 1] (default: ImageNet's)",
     )
-    std: tuple[float, float, float] = Field(
+    std: tuple[Deviation, Deviation, Deviation] = Field(
         (0.229, 0.224, 0.225), description="what red, green and blue are divided by after that"
     )
     workers: int = Field(4, ge=0, description="processes that decode; 0 decodes in the training process")

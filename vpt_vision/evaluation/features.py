@@ -40,6 +40,7 @@ def extract(
     *,
     batch_size: int = 256,
     workers: int = 0,
+    max_unreadable: float = 0.01,
 ) -> ProbeFeatures:
     """Features of every readable image of `source`, seen whole at `size` pixels.
 
@@ -66,9 +67,11 @@ def extract(
             mean_patch.append(features.patches.float().mean(1).cpu())
             labels.extend(_label(sample) for sample in samples)
             index.extend(sample.index for sample in samples)
-    if not labels:
+    unreadable = len(source) - len(labels)
+    if not labels or unreadable > max_unreadable * len(source):
         raise UserError(
-            f"None of the source's {len(source)} images can be read: probe a source that has images."
+            f"{unreadable} of the {len(source)} images to probe on cannot be read: mend them (the log names "
+            "each), or raise evaluation.max_unreadable."
         )
     return ProbeFeatures(
         cls=torch.cat(cls),

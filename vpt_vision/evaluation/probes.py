@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,12 @@ class EvaluationConfig(Config):
     )
     batch_size: int = Field(256, ge=1, description="images per forward pass")
     workers: int = Field(0, ge=0, description="processes that decode; 0 for none beside the main one")
-    neighbours: tuple[int, ...] = Field((10, 20), min_length=1, description="values of k of the kNN probe")
+    max_unreadable: float = Field(
+        0.01, ge=0, le=1, description="share of unreadable images of a source above which nothing is probed"
+    )
+    neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (10, 20), min_length=1, description="values of k of the kNN probe"
+    )
     linear: LinearProbeConfig = LinearProbeConfig()
 
 
@@ -53,6 +58,7 @@ def probe(
             config.image_size,
             batch_size=config.batch_size,
             workers=config.workers,
+            max_unreadable=config.max_unreadable,
         )
         for source in (config.train, config.test)
     )

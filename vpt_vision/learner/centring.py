@@ -36,8 +36,7 @@ def sinkhorn_target(logits: Tensor, temperature: float, fitted: Tensor | None = 
             logits, sinkhorn_potentials(logits, temperature, group=collectives.group()), temperature
         )
     fit = sinkhorn_potentials(logits, temperature, weights=fitted.float(), group=collectives.group())
-    row = -torch.logsumexp(widened(logits) / temperature + fit.column, dim=1)
-    return Target(logits, Potentials(row, fit.column), temperature)
+    return Target(logits, fit, temperature)
 
 
 class Centre(nn.Module):
@@ -56,7 +55,11 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Move the centre towards the mean of `logits` [M, K] over all ranks, if there are any rows."""
+        """Move the centre towards the mean of `logits` [M, K] over all ranks, if there are any rows.
+
+        A mean that is not finite is passed over: one bad batch must not spoil every later target.
+        """
         count = collectives.all_reduce_sum(self.value.new_tensor(float(len(logits))))
         mean = collectives.all_reduce_sum(logits.to(self.value.dtype).sum(0)) / count.clamp(min=1)
+        mean = torch.where(mean.isfinite(), mean, self.value)
         self.value.lerp_(mean, (1 - self.momentum) * count.clamp(max=1))

@@ -52,7 +52,7 @@ class Log:
         _truncate(self.path, start)
         self._file = self.path.open("a", encoding="utf-8")
         self._tensorboard = (
-            SummaryWriter(str(output / "tensorboard"), purge_step=start) if config.tensorboard else None
+            SummaryWriter(str(output / "tensorboard"), purge_step=start + 1) if config.tensorboard else None
         )
         self._wandb = _wandb_run(config.wandb_project, output, run_config) if config.wandb_project else None
         self.console = Console(stderr=True)
@@ -153,4 +153,14 @@ def _wandb_run(project: str, output: Path, run_config: dict[str, Any]) -> Any:
         )
     import wandb
 
-    return wandb.init(project=project, dir=str(output), config=run_config, id=output.name, resume="allow")
+    id_file = output / "wandb_id.txt"  # a name of its own: folders of one name are not one run
+    if not id_file.exists():
+        id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+    return wandb.init(
+        project=project,
+        dir=str(output),
+        config=run_config,
+        name=output.name,
+        id=id_file.read_text(encoding="utf-8"),
+        resume="allow",
+    )

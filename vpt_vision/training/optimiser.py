@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from timm.models import group_parameters
@@ -11,11 +13,13 @@ from vpt_vision.learner.student_teacher import Learner
 from vpt_vision.schema import Config
 from vpt_vision.training.schedules import ScheduledValues
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimiserConfig(Config):
     """AdamW as DINOv2 sets it up."""
 
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's decay rates of the two moments")
     clip_gradient: float = Field(3.0, gt=0, description="largest norm of the student's gradient")
     layer_decay: float = Field(
         0.9, gt=0, le=1, description="factor on the learning rate from each block to the one below it"
@@ -28,8 +32,9 @@ class OptimiserConfig(Config):
 class LearnerOptimiser:
     """AdamW over the student, with its schedules applied per parameter group.
 
-    Groups: one per (block, decayed or not); biases, norms and other vectors carry no weight decay; the
-    patch embedding and the heads' prototypes stand apart, for the multiplier and for freezing.
+    Learning rates fall as in DINOv2: the final norm and the heads have the full one, the last block
+    `layer_decay` of it, the embeddings and the mask token `layer_decay` to the power of depth + 1. Biases,
+    norms and other vectors carry no weight decay. The prototypes stand apart, to be frozen at first.
     """
 
     def __init__(self, learner: Learner, config: OptimiserConfig) -> None:
@@ -66,9 +71,10 @@ def _groups(learner: Learner, config: OptimiserConfig) -> list[dict[str, object]
     vit = learner.student.backbone.vit
     layer_of = group_parameters(vit, vit.group_matcher(coarse=False), reverse=True)
     last_layer = max(layer_of.values())
-    scale_of = {}
+    scale_of = {learner.student.backbone.mask_token: config.layer_decay ** (last_layer + 1)}
     for name, parameter in vit.named_parameters():
-        scale = config.layer_decay ** (last_layer - layer_of[name])
+        above = 0 if name.startswith(("norm.", "fc_norm.")) else last_layer + 1 - layer_of[name]
+        scale = config.layer_decay**above
         if name.startswith("patch_embed."):
             scale *= config.patch_embed_multiplier
         scale_of[parameter] = scale

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vpt_vision.config import RunConfig, differing_keys, dump_config, load_config
+from vpt_vision.config import RunConfig, differing_keys, dump_config, read_yaml
 from vpt_vision.errors import UserError
 from vpt_vision.training.checkpoint import checkpoint_paths, read_checkpoint
 
 CONFIG_FILE = "config.yaml"
 BACKBONE_FILE = "backbone.safetensors"
 CHECKPOINT_FOLDER = "checkpoints"
+FREE = ("output", "device", "data.workers", "checkpoint.", "log.")  # may change when a run goes on
 
 
 def claim(config: RunConfig) -> Path:
     """Make `config.output` this run's folder, and return it.
+
+    A run that goes on may have moved, and may log, save and load data otherwise than before.
 
     Raises:
         UserError: where it holds a run of another config (naming the keys that differ), or files that no
@@ -25,30 +26,26 @@ def claim(config: RunConfig) -> Path:
     """
     output = Path(config.output)
     stored = output / CONFIG_FILE
+    part = stored.with_suffix(".part")
     if stored.exists():
-        other = yaml.safe_load(stored.read_text(encoding="utf-8"))
-        changed = differing_keys(other, config.model_dump(mode="json"))
+        changed = differing_keys(read_yaml(stored), config.model_dump(mode="json"))
+        changed = [key for key in changed if not key.startswith(FREE)]
         if changed:
             raise UserError(
                 f"{output} holds a run whose config differs at {', '.join(changed)}: choose another output, "
                 "or delete that folder."
             )
-        return output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif output.exists() and (not output.is_dir() or any(path != part for path in output.iterdir())):
         raise UserError(f"{output} exists and was not written by a run: choose another output.")
-    output.mkdir(parents=True, exist_ok=True)
-    part = stored.with_suffix(".part")
-    part.write_text(dump_config(config), encoding="utf-8")
-    part.replace(stored)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        part.write_text(dump_config(config), encoding="utf-8")
+        part.replace(stored)
+    except OSError as error:
+        raise UserError(
+            f"output: {output} cannot be written to ({error.strerror}): choose another."
+        ) from None
     return output
-
-
-def read_run_config(run: Path) -> RunConfig:
-    """Read back the config of the run in folder `run`."""
-    stored = run / CONFIG_FILE
-    if not stored.is_file():
-        raise UserError(f"{run} is not the output folder of a run: it has no {CONFIG_FILE}.")
-    return load_config(stored)
 
 
 def newest_state(run: Path) -> dict[str, Any] | None:

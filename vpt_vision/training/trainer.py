@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,13 @@ from vpt_vision.task import Keys
 from vpt_vision.training.checkpoint import Checkpoints
 from vpt_vision.training.interrupts import Interrupts
 from vpt_vision.training.log import Log
+from vpt_vision.training.meter import Meter
 from vpt_vision.training.optimiser import LearnerOptimiser
 from vpt_vision.training.run_folder import BACKBONE_FILE, CHECKPOINT_FOLDER, claim, newest_state
 from vpt_vision.training.schedules import scheduled_values
 from vpt_vision.value import ValueStep
+
+PATIENCE = 100  # steps in a row that may be skipped for a loss that is not finite
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Trainer:
         self.config = config
         self.device = resolve_device(config.device)
         self.steps_done = 0
+        self.skipped_in_a_row = 0
         self.renderer = config.renderer()
         self.loader = Loader(
             build_source(config.data.train, config.data.source_size),
@@ -65,14 +69,13 @@ class Trainer:
         self.learner = Learner(config.learner).to(self.device)
         backbone = self.learner.student.backbone
         for size in config.recipe.view_sizes():
-            backbone.grid(
-                size
-            )  # raises where patches do not tile a view: better now than after the first batch
+            backbone.grid(size)  # refuses now what would fail at the first batch
         torch.manual_seed(config.seed)  # the designer's weights are the same whatever the learner drew
         self.designer = build_designer(config.designer, config.recipe, patch_size=backbone.patch_size).to(
             self.device
         )
         self.optimiser = LearnerOptimiser(self.learner, config.optimiser)
+        self.meter = Meter(config.batch_size, config.steps)
         self.value_step = self._value_step()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -81,7 +84,7 @@ class Trainer:
         scheduled = scheduled_values(config.schedule, step, config.steps)
         keys = Keys(config.seed, step, batch.index)
         images = batch.images.to(self.device, non_blocking=True)
-        torch.manual_seed(config.seed + step)  # stochastic depth draws from the global generator
+        torch.manual_seed((config.seed << 32) + step)  # stochastic depth draws from the global generator
 
         with torch.no_grad():
             task = self.designer(images, keys)
@@ -121,22 +124,25 @@ class Trainer:
                 log.say(f"{output}: backbone: {self.learner.student.backbone.weights_report}.")
             else:
                 log.say(f"{output}: going on from step {start} of {config.steps}.")
-            meter = _Meter(config.batch_size, config.steps)
             batches = iter(self.loader)
             while self.steps_done < config.steps and interrupts.received is None:
                 batch = next(batches)
                 for unreadable in batch.unreadable:
                     log.say(f"skipped an image that cannot be read: {unreadable}")
-                meter.add(self.train_step(batch))
-                last = self.steps_done == config.steps or interrupts.received is not None
+                self.meter.add(self.train_step(batch))
                 log.advance(self.steps_done)
+                last = self.steps_done == config.steps
                 if last or self.steps_done % config.log.every == 0:
-                    log.write(self._record(meter))
-                if last or self.steps_done % config.checkpoint.every == 0:
-                    checkpoints.save(self.steps_done, self.state_dict())
+                    record = self._record()
+                    log.write(record)
+                    self._expect_progress(record)
+                if last or interrupts.received is not None or self.steps_done % config.checkpoint.every == 0:
                     save_backbone(self.learner.teacher.backbone, output / BACKBONE_FILE, self.renderer)
-            if self.steps_done < config.steps:
-                log.say(f"{output}: saved at step {self.steps_done}; the same command goes on from there.")
+                    checkpoints.save(self.steps_done, self.state_dict())
+            if interrupts.received is not None:
+                log.say(
+                    f"{output}: stopped after step {self.steps_done}; the same command goes on from there."
+                )
         return TrainingResult(output, self.steps_done, interrupts.received)
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,6 +155,8 @@ class Trainer:
             "designer": self.designer.state_dict(),
             "value": None if self.value_step is None else self.value_step.state_dict(),
             "loader": self.loader.state_dict(),
+            "meter": self.meter.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -160,6 +168,8 @@ class Trainer:
         if self.value_step is not None:
             self.value_step.load_state_dict(state["value"])
         self.loader.load_state_dict(state["loader"])
+        self.meter.load_state_dict(state["meter"], self.device)
+        self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def _value_step(self) -> ValueStep | None:
         """The judge of tasks, where there is feedback to judge by; a fixed recipe is only measured."""
@@ -170,6 +180,7 @@ class Trainer:
                     "a learned designer learns from labelled examples: give the config a 'feedback' part."
                 )
             return None
+        self.learner.student.backbone.tail_parameters(config.value.tail_blocks)  # refuses too many blocks
         feedback = build_feedback(
             config.feedback,
             build_source(config.feedback.source, config.data.source_size),
@@ -185,15 +196,25 @@ class Trainer:
             feedback=feedback,
         )
 
-    def _record(self, meter: _Meter) -> dict[str, float | int | None]:
+    def _expect_progress(self, record: dict[str, float | int | None]) -> None:
+        """Give up a run of which no step counts any more."""
+        self.skipped_in_a_row = self.skipped_in_a_row + self.config.log.every if record["skipped"] == 1 else 0
+        if self.skipped_in_a_row >= PATIENCE:
+            raise UserError(
+                f"none of the last {self.skipped_in_a_row} steps had a finite loss and gradient, so the "
+                "learner stands still: lower schedule.learning_rate, or look at data.mean and data.std."
+            )
+
+    def _record(self) -> dict[str, float | int | None]:
         """One line of the log: the only place in the loop that waits for the device."""
         values = {} if self.value_step is None else self.value_step.latest
         return {
             "step": self.steps_done,
-            **meter.read(self.steps_done),
+            **self.meter.read(self.steps_done),
             "value": None,
             **{name: float(number) for name, number in values.items()},
             **scheduled_values(self.config.schedule, self.steps_done - 1, self.config.steps)._asdict(),
+            "unreadable": self.loader.state_dict()["unreadable"],
             "peak_host_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
@@ -214,40 +235,13 @@ def train(
     return Trainer(checked).fit()
 
 
-class _Meter:
-    """Means of a step's figures and the rate of images since the last reading; sums stay on the device."""
-
-    def __init__(self, batch_size: int, steps: int) -> None:
-        self.batch_size = batch_size
-        self.steps = steps
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-        self._since = time.perf_counter()
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        for name, figure in figures.items():
-            self._sums[name] = self._sums[name] + figure if name in self._sums else figure
-        self._count += 1
-
-    def read(self, steps_done: int) -> dict[str, float]:
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
-        seconds_per_step = (time.perf_counter() - self._since) / self._count
-        self._sums, self._count, self._since = {}, 0, time.perf_counter()
-        return {
-            **means,
-            "images_per_second": self.batch_size / seconds_per_step,
-            "seconds_left": seconds_per_step * (self.steps - steps_done),
-        }
-
-
 def resolve_device(name: str) -> torch.device:
     """The device that a config names; raises `UserError` where this machine has no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device: '{name}' is not a device: use auto, cpu, cuda or cuda:N.") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"device: '{name}' is not a device: use auto, cpu, cuda or cuda:N.")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device: '{name}' was asked for, and this machine has {torch.cuda.device_count()} CUDA devices: "
