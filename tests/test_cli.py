@@ -63,7 +63,10 @@ def test_train_then_probe_the_run_its_checkpoint_and_its_backbone(config_file, t
         accuracies.add(result["accuracy"])
     assert len(accuracies) == 1
     assert main(["eval", "linear", str(run), "--json", "evaluation.test.count=40"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert f"accuracy {result['accuracy']:.1%} [" in told
+    assert f"cross-entropy {result['cross_entropy']:.3f} [" in told
     assert 0 <= result["accuracy"] <= 1
     assert result["cross_entropy"] > 0
     assert result["results"][0]["test_images"] == 40

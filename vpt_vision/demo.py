@@ -19,7 +19,7 @@ from vpt_vision.evaluation.probes import EvaluationConfig, probe
 from vpt_vision.evaluation.report import Arm, Report
 from vpt_vision.learner import Backbone
 from vpt_vision.loading import load_backbone
-from vpt_vision.task import Keys, Renderer
+from vpt_vision.task import Keys, Renderer, Task
 from vpt_vision.training.log import METRICS_FILE
 from vpt_vision.training.run_folder import BACKBONE_FILE, newest_state
 from vpt_vision.training.trainer import Trainer, resolve_device
@@ -116,7 +116,7 @@ def _draw(
     keys = Keys(config.seed, 0, torch.tensor([sample.index for sample in samples]))
     state = newest_state(folder)
     assert state is not None, "the run has ended, so it has saved"
-    tasks = {}
+    tasks: dict[str, Task] = {}
     for moment in ("at the start (the fixed recipe)", f"after {config.steps} steps"):
         designer = build_designer(config.designer, config.recipe, patch_size=backbones["start"].patch_size)
         if tasks:

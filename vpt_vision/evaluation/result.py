@@ -38,6 +38,13 @@ class ProbeResult:
     index: Tensor  # [N] int64: each test image's number in its source
     settings: dict[str, float] = field(default_factory=dict)  # picked on the train split
 
+    def __str__(self) -> str:
+        figures = ["accuracy {:.1%} [{:.1%}, {:.1%}]".format(*self.accuracy())]
+        if self.cross_entropy is not None:
+            figures.append("cross-entropy {:.3f} [{:.3f}, {:.3f}] nats".format(*self.mean_cross_entropy()))
+        settings = "".join(f", {name} = {value:g}" for name, value in self.settings.items())
+        return f"{self.probe}{settings}: {', '.join(figures)} over {len(self.index):,} test images"
+
     def accuracy(self) -> Interval:
         """Share of test images classified rightly."""
         return bootstrap(self.correct)
