@@ -1,7 +1,12 @@
 """A run small enough for tests: every part is there, nothing is large."""
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples at every run, however slow the machine: a red test is then a change, not a chance.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 torch.set_num_threads(1)  # the suite may run in parallel, and tiny models gain nothing from threads
 

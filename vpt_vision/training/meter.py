@@ -21,6 +21,10 @@ class Meter:
         self.steps = steps
         self.count = 0
         self._sums: dict[str, Tensor] = {}
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begin to time here; what came before the first step is no part of it."""
         self._timed = 0
         self._since = time.perf_counter()
 
@@ -35,7 +39,8 @@ class Meter:
         """Return means since the last reading, `images_per_second` and `seconds_left`; start again."""
         means = {name: float(total) / self.count for name, total in self._sums.items()}
         seconds_per_step = (time.perf_counter() - self._since) / self._timed
-        self._sums, self.count, self._timed, self._since = {}, 0, 0, time.perf_counter()
+        self._sums, self.count = {}, 0
+        self.restart_clock()
         return {
             **means,
             "images_per_second": self.batch_size / seconds_per_step,

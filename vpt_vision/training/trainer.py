@@ -125,6 +125,7 @@ class Trainer:
             else:
                 log.say(f"{output}: going on from step {start} of {config.steps}.")
             batches = iter(self.loader)
+            self.meter.restart_clock()
             while self.steps_done < config.steps and interrupts.received is None:
                 batch = next(batches)
                 for unreadable in batch.unreadable:
