@@ -1,4 +1,6 @@
 import json
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -56,3 +58,26 @@ def test_wandb_that_is_not_installed_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("vpt_vision.training.log.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
         write(tmp_path, [], wandb_project="p")
+
+
+def test_wandb_goes_on_with_its_run_and_folders_of_one_name_are_two_runs(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, scalars, step):
+            calls.append((step, scalars))
+
+        def finish(self, exit_code):
+            calls.append(exit_code)
+
+    wandb = ModuleType("wandb")
+    wandb.init = lambda **settings: calls.append(settings) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr("vpt_vision.training.log.find_spec", lambda name: True)
+    for parent in ("a", "a", "b"):
+        (tmp_path / parent / "run").mkdir(parents=True, exist_ok=True)
+        write(tmp_path / parent / "run", [1], wandb_project="p")
+    first, again, other = (call["id"] for call in calls if isinstance(call, dict))
+    assert first == again != other
+    assert (1, {"loss": 1.0, "images_per_second": 10.0}) in calls
+    assert calls[-1] == 0

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from pydantic import Field
 from rich.console import Console
@@ -155,7 +156,7 @@ def _wandb_run(project: str, output: Path, run_config: dict[str, Any]) -> Any:
 
     id_file = output / "wandb_id.txt"  # a name of its own: folders of one name are not one run
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+        id_file.write_text(uuid4().hex, encoding="utf-8")
     return wandb.init(
         project=project,
         dir=str(output),
