@@ -69,11 +69,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     save_backbone(make("vit_tiny_patch16_224"), path, RENDERER)
     before = path.read_bytes()
 
-    def half_written(tensors, file, metadata):
-        file.write_bytes(b"half")
+    def killed(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vpt_vision.export.save_file", half_written)
+    monkeypatch.setattr("vpt_vision.export.os.fsync", killed)  # written, not yet on disk under its name
     with pytest.raises(KeyboardInterrupt):
         save_backbone(make("vit_tiny_patch16_224"), path, RENDERER)
     assert path.read_bytes() == before

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from vpt_vision.errors import UserError
 from vpt_vision.learner.backbone import Backbone, BackboneConfig
@@ -55,8 +55,10 @@ def save_backbone(backbone: Backbone, path: Path, renderer: Renderer) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.vit.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, {key: json.dumps(value) for key, value in metadata._asdict().items()})
-    with part.open("rb") as file:
+    header = {key: json.dumps(value) for key, value in metadata._asdict().items()}
+    with part.open("wb") as file:  # not save_file, which leaves a file that its owner alone may read
+        file.write(save(tensors, header))
+        file.flush()
         os.fsync(file.fileno())
     part.replace(path)
 
