@@ -60,3 +60,18 @@ def tiny_settings(tmp_path):
             "image_size": 24,
         },
     }
+
+
+@pytest.fixture
+def snapshot():
+    """Copy all of a module that must stay as it is: weights, buffers, gradients and modes."""
+
+    def take(module):
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        for name, parameter in module.named_parameters():
+            state[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
+        for name, part in module.named_modules():
+            state[f"{name}.training"] = part.training
+        return state
+
+    return take

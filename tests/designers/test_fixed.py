@@ -238,7 +238,6 @@ def test_nothing_to_learn_and_nothing_to_save(recipe: RecipeConfig, images: Tens
     policy = designer.policy(images)
     assert not policy.kl()
     assert not policy.describe()
-    assert not policy.fields()
 
 
 def test_refuses_patches_that_do_not_tile_the_view(recipe: RecipeConfig) -> None:

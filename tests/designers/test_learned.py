@@ -318,8 +318,8 @@ def test_describe_and_fields(recipe: RecipeConfig, images: Tensor, wild: Wild) -
     for name, value in expected.items():
         assert described[name].item() == pytest.approx(value, abs=1e-6), name
     policy = wild(recipe, ALL, scale=0.3).policy(images)
-    assert set(policy.fields()) == {"global/crops", "local/crops", "masks"}
-    assert all(field.shape == (8, 8, 8) for field in policy.fields().values())
+    fields = (policy.global_bend.crops.field, policy.local_bend.crops.field, policy.mask_bend.field)
+    assert all(field.shape == (8, 8, 8) for field in fields)
     moved = policy.describe()
     assert not any(moved[name].isclose(described[name]) for name in expected)
 
@@ -332,7 +332,7 @@ def test_the_network_is_small_and_normalises_within_an_image(
     designer = LearnedDesigner(config, recipe, PATCH)
     assert least < sum(parameter.numel() for parameter in designer.parameters()) < most
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in designer.modules())
-    assert designer.policy(images).fields()["masks"].shape == (8, thumbnail // 4, thumbnail // 4)
+    assert designer.policy(images).mask_bend.field.shape == (8, thumbnail // 4, thumbnail // 4)
     assert set(designer.state_dict()) == {name for name, _ in designer.named_parameters()}
 
 

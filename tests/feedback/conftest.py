@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from vpt_vision.data import FashionScenesConfig
 from vpt_vision.feedback import ClassificationFeedback, Examples, FeedbackConfig, Splits, split_examples
@@ -66,18 +65,3 @@ def poisoned() -> Callable[[Splits, str], Splits]:
         return splits._replace(**{name: Examples(split.images, (split.labels + 1) % CLASSES)})
 
     return poison
-
-
-@pytest.fixture
-def snapshot() -> Callable[[torch.nn.Module], dict[str, Tensor | bool | None]]:
-    """Everything of a module that must stay as it is: weights, buffers, gradients and modes."""
-
-    def take(module: torch.nn.Module) -> dict[str, Tensor | bool | None]:
-        state: dict[str, Tensor | bool | None] = {k: v.clone() for k, v in module.state_dict().items()}
-        for name, parameter in module.named_parameters():
-            state[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
-        for name, part in module.named_modules():
-            state[f"{name}.training"] = part.training
-        return state
-
-    return take

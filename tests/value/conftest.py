@@ -140,21 +140,6 @@ def make_step(
 
 
 @pytest.fixture
-def snapshot() -> Callable[[torch.nn.Module], dict[str, object]]:
-    """Everything of a module that must stay as it is: weights, buffers, gradients and modes."""
-
-    def take(module: torch.nn.Module) -> dict[str, object]:
-        state: dict[str, object] = {name: value.clone() for name, value in module.state_dict().items()}
-        for name, parameter in module.named_parameters():
-            state[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
-        for name, part in module.named_modules():
-            state[f"{name}.training"] = part.training
-        return state
-
-    return take
-
-
-@pytest.fixture
 def assert_same() -> Callable[[dict[str, object], dict[str, object]], None]:
     def check(first: dict[str, object], second: dict[str, object]) -> None:
         assert first.keys() == second.keys()

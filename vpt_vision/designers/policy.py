@@ -38,7 +38,7 @@ class Policy:
     """
 
     laws: RecipeLaws
-    surfaces: frozenset[Surface]  # those the designer controls: what `kl`, `describe` and `fields` speak of
+    surfaces: frozenset[Surface]  # those the designer controls: what `kl` and `describe` speak of
     global_bend: ViewBend
     local_bend: ViewBend
     mask_bend: MaskBend | None
@@ -82,15 +82,6 @@ class Policy:
             described = self.laws.masks.describe(self.mask_bend)
             scalars |= {f"masks/{name}": value for name, value in described.items()}
         return scalars
-
-    def fields(self) -> dict[str, Tensor]:
-        """Logit fields [B, R, C] over the whole image, to draw: `global/crops`, `local/crops`, `masks`."""
-        fields: dict[str, Tensor] = {}
-        if "crops" in self.surfaces:
-            fields |= {f"{law.kind.name}/crops": bend.crops.field for law, bend in self._kinds()}
-        if self.mask_bend is not None:
-            fields["masks"] = self.mask_bend.field
-        return fields
 
     def _kinds(self) -> list[tuple[ViewLaw, ViewBend]]:
         """Pair each kind of view that the recipe has with its bend."""
