@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["vpt_vision", "vpt_vision.*"]), "vpt_kernels"],
+    packages=[*find_packages(include=["vpt_vision", "vpt_vision.*"]), "vpt_kernels", "vpt_kernels.triton"],
     package_dir={"vpt_kernels": "kernels"},
     package_data={"vpt_vision": ["assets/*", "py.typed"], "vpt_kernels": ["py.typed"]},
     install_requires=[
