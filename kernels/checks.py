@@ -48,20 +48,57 @@ def expect(
 def expect_counts(function: str, counts: Tensor, patches: int) -> None:
     """Refuse `counts` unless int64 [N] and, where looking does not wait for a device, within 0..`patches`."""
     expect(function, "counts", counts, INTEGER, ("N",))
-    if counts.device.type == "cpu" and ((counts < 0) | (counts > patches)).any():
+    looks = counts.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and ((counts < 0) | (counts > patches)).any():
         raise ValueError(
             f"{function}: counts must lie in 0..{patches}, the number of patches, "
             f"got {int(counts.min())}..{int(counts.max())}."
         )
 
 
-def expect_temperature(function: str, name: str, temperature: float | Tensor) -> None:
-    """Refuse a temperature that is neither a positive number nor a tensor of one element."""
-    if isinstance(temperature, Tensor):
-        if temperature.numel() != 1:
-            raise ValueError(f"{function}: {name} must have one element, got {list(temperature.shape)}.")
-    elif not temperature > 0:
-        raise ValueError(f"{function}: {name} must be above 0, got {temperature}.")
+def expect_rows(function: str, rows: Tensor | None, tokens: int, teachers: int, device: torch.device) -> None:
+    """Refuse `rows` unless int64 [tokens, P] and, where looking does not wait, in -1..teachers-1.
+
+    None stands for the row of the same number, so there must be as many teachers as tokens.
+    """
+    if rows is None:
+        if tokens != teachers:
+            raise ValueError(
+                f"{function}: without rows student and teacher must have equally many rows, "
+                f"got {tokens} and {teachers}."
+            )
+        return
+    expect(function, "rows", rows, INTEGER, (tokens, "P"), device)
+    looks = device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and ((rows < -1) | (rows >= teachers)).any():
+        raise ValueError(
+            f"{function}: rows must lie in -1..{teachers - 1}, the teacher's rows or -1 for none, "
+            f"got {int(rows.min())}..{int(rows.max())}."
+        )
+
+
+def expect_temperatures(
+    function: str, name: str, temperature: float | Tensor, rows: int, like: Tensor
+) -> Tensor:
+    """Give a temperature to each of `rows` rows: [rows] in fp32 (fp64 for a `like` of fp64), on its device.
+
+    Refuse what is neither a positive number nor a float tensor of one element or of one for each row. A
+    tensor's values are not looked at: that would wait for the device.
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    if not isinstance(temperature, Tensor):
+        if not temperature > 0:
+            raise ValueError(f"{function}: {name} must be above 0, got {temperature}.")
+        return torch.full((), temperature, dtype=wide, device=like.device).expand(rows)
+    if temperature.numel() == 1:
+        temperature = temperature.reshape(())
+    elif temperature.shape != (rows,):
+        raise ValueError(
+            f"{function}: {name} must have one element or one for each of {rows} rows, "
+            f"got {list(temperature.shape)}."
+        )
+    expect(function, name, temperature, LOGITS, tuple(temperature.shape), like.device)
+    return temperature.to(wide).expand(rows)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,18 +1,20 @@
 """Targets of teacher logits as potentials: one number for each row and one for each column.
 
 Sinkhorn-Knopp and centring both give q = exp(logits / temperature + row[:, None] + column), so that nothing
-of size [M, K] has to be kept: whoever needs q makes it of logits and potentials on the spot.
+of size [M, K] has to be kept: whoever needs q makes it of logits and potentials on the spot. Both are made
+of two reductions, a log-sum-exp along rows and one along columns, which are the operators of this file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import FLOATS, LOGITS, expect, expect_temperature
+from .checks import FLOATS, LOGITS, expect, expect_temperatures
 
 
 class Potentials(NamedTuple):
@@ -40,7 +42,7 @@ def sinkhorn_potentials(
 
     Args:
         logits: [M, K] of the teacher, any float dtype; computed in fp32 (fp64 for fp64).
-        temperature: above 0; a number or a tensor of one element.
+        temperature: above 0; a number, or a tensor of one element or of one for each row.
         iterations: at least 1.
         weights: [M] float, the mass of each row, 1 if left out. Rows of weight 0 (padding, whatever they
             hold) leave the columns alone; their own potential normalises them under the others' columns.
@@ -52,27 +54,56 @@ def sinkhorn_potentials(
     Raises:
         TypeError, ValueError: an argument has another dtype or shape or is out of its range.
     """
-    expect("sinkhorn_potentials", "logits", logits, LOGITS, ("M", "K"))
-    expect_temperature("sinkhorn_potentials", "temperature", temperature)
-    if iterations < 1:
-        raise ValueError(f"sinkhorn_potentials: iterations must be at least 1, got {iterations}.")
-    rows, prototypes = logits.shape
-    scaled = _scale(logits, temperature)
+    name = "sinkhorn_potentials"
+    expect(name, "logits", logits, LOGITS, ("M", "K"))
+    temperatures = expect_temperatures(name, "temperature", temperature, len(logits), logits)
     if weights is not None:
-        expect("sinkhorn_potentials", "weights", weights, LOGITS, (rows,), logits.device)
-        absent = weights[:, None] == 0
-        log_weights = weights.to(scaled.dtype).log()
+        expect(name, "weights", weights, LOGITS, (len(logits),), logits.device)
+    return balance(
+        name,
+        rows=lambda column: row_logsumexp(logits, column, temperatures),
+        columns=lambda row: column_logsumexp(logits, row, temperatures),
+        start=torch.zeros_like(temperatures),
+        iterations=iterations,
+        weights=weights,
+        group=group,
+    )
 
-    row = scaled.new_zeros(rows)
-    column = scaled.new_zeros(prototypes)
+
+def balance(
+    function: str,
+    *,
+    rows: Callable[[Tensor], Tensor],
+    columns: Callable[[Tensor], Tensor],
+    start: Tensor,
+    iterations: int,
+    weights: Tensor | None,
+    group: dist.ProcessGroup | None,
+) -> Potentials:
+    """Iterate Sinkhorn-Knopp for whoever can reduce the scaled logits along rows and along columns.
+
+    Args:
+        function: the caller's name, for the error.
+        rows: from column [K] to the log-sum-exp over k of scaled logits + column: [M].
+        columns: from row [M] to the log-sum-exp over m of scaled logits + row: [K]. A row of -inf counts for
+            nothing whatever it holds.
+        start: zeros [M] in the dtype and on the device of the result.
+        iterations: as in `sinkhorn_potentials`.
+        weights: as there.
+        group: as there.
+    """
+    if iterations < 1:
+        raise ValueError(f"{function}: iterations must be at least 1, got {iterations}.")
+    row = start
+    log_weights = None if weights is None else weights.to(start.dtype).log()
     for _ in range(iterations):
-        if weights is None:
-            shares = scaled + row[:, None]
-        else:
-            shares = (scaled + (row + log_weights)[:, None]).masked_fill(absent, -torch.inf)
-        mass = _logsumexp_over(group, torch.logsumexp(shares, 0))
+        if log_weights is None:
+            shares = row
+        else:  # the potential of a row left out may be anything, NaN included
+            shares = (row + log_weights).masked_fill(log_weights == -torch.inf, -torch.inf)
+        mass = _logsumexp_over(group, columns(shares))
         column = -mass.masked_fill(mass == -torch.inf, 0)  # -inf: no rows anywhere, nothing to balance
-        row = -torch.logsumexp(scaled + column, 1)
+        row = -rows(column)
     return Potentials(row, column)
 
 
@@ -82,7 +113,7 @@ def centre_potentials(logits: Tensor, temperature: float | Tensor, centre: Tenso
 
     Args:
         logits: [M, K] of the teacher, any float dtype.
-        temperature: above 0; a number or a tensor of one element.
+        temperature: above 0; a number or a tensor of one element (the column potential is all rows').
         centre: fp32 [K], the running mean of the teacher's logits.
 
     Returns:
@@ -91,15 +122,58 @@ def centre_potentials(logits: Tensor, temperature: float | Tensor, centre: Tenso
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device, or is out of its range.
     """
-    expect("centre_potentials", "logits", logits, LOGITS, ("M", "K"))
-    expect("centre_potentials", "centre", centre, FLOATS, (logits.shape[1],), logits.device)
-    expect_temperature("centre_potentials", "temperature", temperature)
-    column = _scale(-centre, temperature)
-    return Potentials(-torch.logsumexp(_scale(logits, temperature) + column, 1), column)
+    name = "centre_potentials"
+    expect(name, "logits", logits, LOGITS, ("M", "K"))
+    expect(name, "centre", centre, FLOATS, (logits.shape[1],), logits.device)
+    column = centre_column(name, centre, temperature, logits)
+    temperatures = expect_temperatures(name, "temperature", temperature, len(logits), logits)
+    return Potentials(-row_logsumexp(logits, column, temperatures), column)
 
 
-def _scale(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+def centre_column(function: str, centre: Tensor, temperature: float | Tensor, like: Tensor) -> Tensor:
+    """Give -centre / temperature [K] in fp32 (fp64 for a `like` of fp64)."""
+    one = expect_temperatures(function, "temperature", temperature, 1, like)
+    return -centre.to(one.dtype) / one
+
+
+@torch.library.custom_op("vpt::row_logsumexp", mutates_args=())
+def row_logsumexp(logits: Tensor, column: Tensor, temperature: Tensor) -> Tensor:
+    """Log-sum-exp over k of logits [M, K] / temperature [M] + column [K]: [M] in the dtype of `column`."""
+    return torch.logsumexp(logits.to(column.dtype) / temperature[:, None] + column, 1)
+
+
+@row_logsumexp.register_kernel("cuda")
+def _(logits: Tensor, column: Tensor, temperature: Tensor) -> Tensor:
+    from .triton import sinkhorn_potentials as device
+
+    return device.row_logsumexp(logits, column, temperature)
+
+
+@row_logsumexp.register_fake
+def _(logits: Tensor, column: Tensor, temperature: Tensor) -> Tensor:
+    return column.new_empty(logits.shape[0])
+
+
+@torch.library.custom_op("vpt::column_logsumexp", mutates_args=())
+def column_logsumexp(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor:
+    """Log-sum-exp over m of logits [M, K] / temperature [M] + row [M]: [K] in the dtype of `row`.
+
+    A row of -inf counts for nothing, whatever its logits are.
+    """
+    shares = logits.to(row.dtype) / temperature[:, None] + row[:, None]
+    return torch.logsumexp(shares.masked_fill_(row[:, None] == -torch.inf, -torch.inf), 0)
+
+
+@column_logsumexp.register_kernel("cuda")
+def _(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor:
+    from .triton import sinkhorn_potentials as device
+
+    return device.column_logsumexp(logits, row, temperature)
+
+
+@column_logsumexp.register_fake
+def _(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor:
+    return row.new_empty(logits.shape[1])
 
 
 def _logsumexp_over(group: dist.ProcessGroup | None, local: Tensor) -> Tensor:

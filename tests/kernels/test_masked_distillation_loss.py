@@ -96,7 +96,7 @@ def test_first_and_second_derivatives_by_finite_differences():
     ("change", "error", "word"),
     [
         ({"student": torch.zeros(3, 4, dtype=torch.int32)}, TypeError, "student must be"),
-        ({"teacher": torch.zeros(3, 5)}, ValueError, r"teacher must be .*\[3, 4\], got float32 \[3, 5\]"),
+        ({"teacher": torch.zeros(3, 5)}, ValueError, r"teacher must be .*\[T, 4\], got float32 \[3, 5\]"),
         ({"potentials": Potentials(torch.zeros(2), torch.zeros(4))}, ValueError, "potentials.row must be"),
         ({"potentials": Potentials(torch.zeros(3), torch.zeros(5))}, ValueError, "potentials.column must be"),
         ({"student_temperature": -1.0}, ValueError, "student_temperature must be above 0"),

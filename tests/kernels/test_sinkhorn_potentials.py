@@ -156,7 +156,7 @@ def test_centre_is_the_centred_softmax(rows):
         ({"logits": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "logits must be"),
         ({"logits": torch.zeros(3)}, ValueError, r"\[M, K\]"),
         ({"temperature": 0.0}, ValueError, "temperature must be above 0, got 0.0"),
-        ({"temperature": torch.ones(3)}, ValueError, "temperature must have one element"),
+        ({"temperature": torch.ones(2)}, ValueError, "one element or one for each of 3 rows"),
         ({"iterations": 0}, ValueError, "iterations"),
         ({"weights": torch.ones(4)}, ValueError, r"weights must be .*\[3\], got float32 \[4\]"),
         ({"weights": torch.ones(3, dtype=torch.bool)}, TypeError, "weights must be"),
