@@ -1,0 +1,107 @@
+"""Every Triton kernel compiles for every target without a GPU, and none spills."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vpt_kernels
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there for Linux alone")
+
+
+def run(code_or_script, *arguments, cwd):
+    """Run Python without the interpreter that the kernels' tests turn on."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, *code_or_script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+
+
+def launched():
+    """Name the jit functions that some host function launches, as file.function."""
+    names = set()
+    for path in (Path(vpt_kernels.__file__).parent / "triton").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                names.add(f"{path.stem}.{ast.unparse(node.func.value)}")
+    return names
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_80", "sm_100", "gfx942"])
+def test_every_kernel_compiles_and_none_spills(folder, target):
+    done = run([str(folder / "compile_report.py")], "--target", target, cwd=folder.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    reported = set(re.findall(r"^\| (\w+\.\w+) ", done.stdout, flags=re.MULTILINE))
+    assert launched() <= reported, "give the new kernel a line in SPECIMENS of benchmarks/specimens.py"
+    registers = [
+        int(number) for number in re.findall(r"^\| \w+\.\w+ +\| [^|]+\| (\d+)", done.stdout, flags=re.M)
+    ]
+    assert len(registers) >= len(reported) and all(0 < number <= 512 for number in registers)
+
+
+# Holds 64 KiB a warp in registers, which has 32: it must spill on any NVIDIA GPU.
+SPILLING = """
+import sys
+sys.path.insert(0, {folder!r})
+import compile_report, specimens, torch, triton
+sys.path.insert(0, {here!r})
+import spilling
+
+compile_report.SPECIMENS = [specimens.Specimen("none", "spilling", spilling.launch)]
+code = compile_report.report(["sm_90"], [])
+compile_report.SPECIMENS = [specimens.Specimen("none", "broken", spilling.launch_broken)]
+sys.exit(10 * code + compile_report.report(["sm_90"], []))
+"""
+KERNELS = """
+import torch, triton
+import triton.language as tl
+
+@triton.jit
+def greedy_kernel(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at)
+    total = x
+    for i in range(1, N):
+        total = tl.cumsum(total * tl.load(x_ptr + i * BLOCK + at), 0) + x
+    tl.store(out_ptr + at, total + x)
+
+@triton.jit
+def broken_kernel(x_ptr):
+    tl.store(x_ptr, there_is_no_such_name)
+
+def launch(device):
+    x = torch.empty(1 << 20, device=device)
+    greedy_kernel[(1,)](x, torch.empty_like(x), 7, BLOCK=16384, num_warps=1)
+
+def launch_broken(device):
+    broken_kernel[(1,)](torch.empty(4, device=device))
+"""
+
+
+def test_a_spill_and_a_failure_to_compile_are_found(folder, tmp_path):
+    (tmp_path / "spilling.py").write_text(KERNELS)
+    done = run(["-c", SPILLING.format(folder=str(folder), here=str(tmp_path))], cwd=tmp_path)
+    assert done.returncode == 11, done.stdout + done.stderr
+    assert re.search(r"SPILLS on sm_90: spilling\.greedy_kernel at none spilling: \d+ bytes", done.stdout)
+    assert "NOT COMPILED for sm_90: none broken" in done.stdout and "there_is_no_such_name" in done.stdout
+
+
+def test_the_interpreter_is_left_aside(folder):
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [
+        sys.executable,
+        str(folder / "compile_report.py"),
+        "--target",
+        "sm_90",
+        "--only",
+        "sinkhorn_potentials",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TRITON_INTERPRET is set: left aside" in done.stdout
+    assert "sinkhorn_potentials.row_logsumexp_kernel" in done.stdout
