@@ -1,4 +1,4 @@
-"""Uniform numbers that are a function of (seed, step, sample, stream): Philox4x32-10 in torch.
+"""Uniform numbers that are a function of (seed, step, sample, stream): Philox4x32-10.
 
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), section 3.3.
 """
@@ -42,24 +42,61 @@ def keyed_uniform(seed: int, step: int, sample: Tensor, stream: int, count: int,
         TypeError: sample is not int64.
         ValueError: a number is out of its range.
     """
-    for name, value, limit in (("seed", seed, 2**64), ("step", step, 2**32), ("stream", stream, 2**16)):
-        if not 0 <= value < limit:
-            raise ValueError(f"keyed_uniform: {name} must lie in 0..{limit - 1}, got {value}.")
+    seed_low, seed_high = seed_words("keyed_uniform", seed, step)
+    if not 0 <= stream < 2**16:
+        raise ValueError(f"keyed_uniform: stream must lie in 0..{2**16 - 1}, got {stream}.")
     if count < 0 or skip < 0 or skip % 4 or skip + count > _LONGEST_DRAW:
         raise ValueError(
             f"keyed_uniform: count and skip must be at least 0, skip a multiple of 4 and their sum at most "
             f"{_LONGEST_DRAW}, got count {count} and skip {skip}."
         )
     expect("keyed_uniform", "sample", sample, INTEGER)
+    return keyed_uniform_op(sample, seed_low, seed_high, step, stream, count, skip)
 
+
+def seed_words(function: str, seed: int, step: int) -> tuple[int, int]:
+    """Split a checked seed into its low and high 32 bits: operators take signed 64-bit integers alone."""
+    for name, value, limit in (("seed", seed, 2**64), ("step", step, 2**32)):
+        if not 0 <= value < limit:
+            raise ValueError(f"{function}: {name} must lie in 0..{limit - 1}, got {value}.")
+    return seed & _WORD, seed >> 32
+
+
+@torch.library.custom_op("vpt::keyed_uniform", mutates_args=())
+def keyed_uniform_op(
+    sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int
+) -> Tensor:
+    """Draw what `keyed_uniform` promises, its arguments checked and its seed in two words."""
+    return reference_keyed_uniform(sample, seed_low, seed_high, step, stream, count, skip)
+
+
+@keyed_uniform_op.register_kernel("cuda")
+def _(
+    sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int
+) -> Tensor:
+    from .triton import random as device
+
+    return device.keyed_uniform(sample, seed_low, seed_high, step, stream, count, skip)
+
+
+@keyed_uniform_op.register_fake
+def _(
+    sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int
+) -> Tensor:
+    return sample.new_empty((*sample.shape, count), dtype=torch.float32)
+
+
+def reference_keyed_uniform(
+    sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int = 0
+) -> Tensor:
+    """Give `keyed_uniform`'s numbers by torch operations: fp32 [*S, count]."""
     # The counter: word 0 is block and stream, word 1 the step, words 2 and 3 the sample.
     block = torch.arange(skip // 4, (skip + count + 3) // 4, device=sample.device) | (stream << 16)
     sample = sample[..., None]
     words = philox(
-        (block, torch.full_like(block, step), sample & _WORD, (sample >> 32) & _WORD),
-        (seed & _WORD, seed >> 32),
+        (block, torch.full_like(block, step), sample & _WORD, (sample >> 32) & _WORD), (seed_low, seed_high)
     )
-    return _to_open_unit(torch.stack(words, -1).flatten(-2)[..., :count])
+    return _to_open_unit(torch.stack(words, -1)).flatten(-2)[..., :count].contiguous()
 
 
 def philox(
@@ -69,18 +106,31 @@ def philox(
 
     Words are unsigned 32-bit numbers held in int64. The result is bit-equal to Random123's philox4x32.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        # int64 holds the 64 bits of the product, be it as a negative number. The words that come of
-        # its low half keep the high half until the next mask takes it off: one operation less.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = ((p1 >> 32) ^ c1 ^ k0) & _WORD, p1
-        c2, c3 = ((p0 >> 32) ^ c3 ^ k1) & _WORD, p0
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return c0, c1 & _WORD, c2, c3 & _WORD
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    # Words 0 and 2 lie in one tensor and 1 and 3 in another, so that one operation serves both, and all
+    # are written in place: small draws cost their calls, not their arithmetic.
+    even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
+    high, products = torch.empty_like(even), (torch.empty_like(even), torch.empty_like(even))
+    column = (2,) + (1,) * (even.dim() - 1)
+    multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)
+    keys = torch.tensor(
+        [[(k + r * w) & _WORD for k, w in zip(key, _WEYL, strict=True)] for r in range(_ROUNDS)],
+        device=even.device,
+    )
+    (even_0, even_1), (high_0, high_1), (odd_0, odd_1) = even.unbind(), high.unbind(), odd.unbind()
+    for number, round_key in enumerate(keys.view(_ROUNDS, *column).unbind()):
+        # int64 holds the 64 bits of a product, be it as a negative number. The words that come of its
+        # low half keep the high half until the next mask takes it off: one operation less.
+        product = products[number % 2]
+        torch.mul(even, multipliers, out=product)
+        torch.bitwise_right_shift(product, 32, out=high)
+        torch.bitwise_xor(high_1, odd_0, out=even_0)
+        torch.bitwise_xor(high_0, odd_1, out=even_1)
+        even.bitwise_xor_(round_key).bitwise_and_(_WORD)
+        odd_1, odd_0 = product.unbind()
+    return even_0, odd_0 & _WORD, even_1, odd_1 & _WORD
 
 
 def _to_open_unit(words: Tensor) -> Tensor:
     """Map 32-bit words held in int64 to fp32 in (0, 1) by 23 bits: with 24 the largest would round to 1."""
-    return ((words >> 9).float() + 0.5) * 2.0**-23
+    return (words >> 9).float().add_(0.5).mul_(2.0**-23)
