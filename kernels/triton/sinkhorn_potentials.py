@@ -157,7 +157,7 @@ def column_logsumexp(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor
         return row.new_full((prototypes,), -torch.inf)
     wide_block = block(prototypes, 1024)
     blocks = cdiv(prototypes, wide_block)
-    at_once = 8
+    at_once = 16 // logits.element_size()  # 16 bytes of each column a thread: more would not fit in registers
     splits = max(1, min(16, cdiv(_PROGRAMS, blocks), cdiv(rows, at_once)))
     rows_per_split = cdiv(cdiv(rows, splits), at_once) * at_once
     splits = cdiv(rows, rows_per_split)

@@ -1,6 +1,8 @@
 import torch
+from targets import probabilities
 
 from vpt_vision.learner.centring import Centre, sinkhorn_target
+from vpt_vision.learner.scores import Scores
 
 
 def sinkhorn_by_hand(logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -16,9 +18,9 @@ def sinkhorn_by_hand(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 def test_sinkhorn_target_is_the_published_loop() -> None:
     logits = torch.randn(11, 6)
-    target = sinkhorn_target(logits, 0.3)
+    target = sinkhorn_target(Scores(logits), 0.3)
     torch.testing.assert_close(
-        target.probabilities().double(), sinkhorn_by_hand(logits, 0.3), atol=1e-5, rtol=1e-5
+        probabilities(target).double(), sinkhorn_by_hand(logits, 0.3), atol=1e-5, rtol=1e-5
     )
 
 
@@ -26,9 +28,9 @@ def test_rows_that_are_not_fitted_leave_the_balance_alone_and_still_sum_to_one()
     logits = torch.randn(13, 6)
     fitted = torch.rand(13) < 0.5
     fitted[0], fitted[1] = True, False
-    q = sinkhorn_target(logits, 0.2, fitted).probabilities()
-    alone = sinkhorn_target(logits[fitted], 0.2)
-    torch.testing.assert_close(q[fitted], alone.probabilities(), atol=1e-5, rtol=1e-5)
+    q = probabilities(sinkhorn_target(Scores(logits), 0.2, fitted))
+    alone = sinkhorn_target(Scores(logits[fitted]), 0.2)
+    torch.testing.assert_close(q[fitted], probabilities(alone), atol=1e-5, rtol=1e-5)
     others = torch.softmax(logits[~fitted] / 0.2 + alone.potentials.column, dim=1)
     torch.testing.assert_close(q[~fitted], others, atol=1e-5, rtol=1e-5)
 
@@ -39,7 +41,7 @@ def test_centre_target_is_the_centred_softmax_and_leaves_the_centre() -> None:
     before = centre.value.clone()
     logits = torch.randn(5, 6)
     expected = torch.softmax((logits - before) / 0.07, dim=1)
-    torch.testing.assert_close(centre.target(logits, 0.07).probabilities(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(probabilities(centre.target(Scores(logits), 0.07)), expected, atol=1e-6, rtol=1e-5)
     assert torch.equal(centre.value, before)
 
 
@@ -48,22 +50,22 @@ def test_centre_is_the_running_mean() -> None:
     expected = torch.zeros(4)
     for rows in (3, 1, 8):
         logits = torch.randn(rows, 4)
-        centre.update(logits)
+        centre.update(Scores(logits))
         expected = 0.7 * expected + 0.3 * logits.mean(0)
         torch.testing.assert_close(centre.value, expected)
 
 
 def test_centre_stays_where_there_are_no_rows() -> None:
     centre = Centre(4, momentum=0.7)
-    centre.update(torch.randn(3, 4))
+    centre.update(Scores(torch.randn(3, 4)))
     before = centre.value.clone()
-    centre.update(torch.empty(0, 4))
+    centre.update(Scores(torch.empty(0, 4)))
     assert torch.equal(centre.value, before)
 
 
 def test_centre_is_part_of_the_state() -> None:
     centre = Centre(4, momentum=0.7)
-    centre.update(torch.randn(3, 4))
+    centre.update(Scores(torch.randn(3, 4)))
     twin = Centre(4, momentum=0.7)
     twin.load_state_dict(centre.state_dict())
     assert torch.equal(twin.value, centre.value)

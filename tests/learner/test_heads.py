@@ -22,21 +22,21 @@ def test_equals_the_formula(weight_norm: bool) -> None:
     prototypes = module.prototypes
     if weight_norm:
         prototypes = torch._weight_norm(prototypes, torch.ones(20, 1, dtype=torch.float64), 0)
-    torch.testing.assert_close(module(features), x @ prototypes.T)
+    torch.testing.assert_close(module(features).rows, x @ prototypes.T)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_has_the_layers_asked_for(layers: int) -> None:
     module = head(layers=layers)
     assert sum(isinstance(layer, torch.nn.Linear) for layer in module.mlp) == layers
-    assert module(torch.randn(3, 12)).shape == (3, 20)
+    assert module(torch.randn(3, 12)).rows.shape == (3, 20)
 
 
 def test_logits_are_fp32_and_exact_cosines_under_autocast() -> None:
     module = head()
     features = torch.randn(6, 12)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = module(features)
+        logits = module(features).rows
         projected = module.mlp(features)
     assert logits.dtype == torch.float32 and projected.dtype == torch.bfloat16
     expected = F.normalize(projected.double(), dim=1) @ F.normalize(module.prototypes.double(), dim=1).T

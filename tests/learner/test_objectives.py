@@ -2,19 +2,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from targets import probabilities
 
 from vpt_vision.errors import UserError
-from vpt_vision.learner.centring import Centre, Target, sinkhorn_target
+from vpt_vision.learner.centring import Centre, sinkhorn_target
 from vpt_vision.learner.objectives import dino_loss, ibot_loss, token_weights
+from vpt_vision.learner.scores import Scores, Target
 from vpt_vision.task import Masks
 
 
 def target_of(logits: torch.Tensor, temperature: float, balanced: bool) -> Target:
     if balanced:
-        return sinkhorn_target(logits, temperature)
+        return sinkhorn_target(Scores(logits), temperature)
     centre = Centre(logits.shape[1], 0.9).to(logits.dtype)
     centre.value.copy_(torch.linspace(-1, 1, logits.shape[1]))
-    return centre.target(logits, temperature)
+    return centre.target(Scores(logits), temperature)
 
 
 def cross_entropy(q: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -39,8 +41,8 @@ def test_dino_loss_is_the_mean_over_pairs_of_different_views(
     torch.manual_seed(seed)
     student = torch.randn(globals_ + locals_, batch, prototypes, dtype=torch.float64)
     target = target_of(torch.randn(globals_ * batch, prototypes, dtype=torch.float64), 0.3, balanced)
-    q = target.probabilities().view(globals_, batch, prototypes)
-    losses = dino_loss(student, target, 0.1)
+    q = probabilities(target).view(globals_, batch, prototypes)
+    losses = dino_loss(Scores(student.flatten(0, 1)), target, batch, 0.1)
     for sample in range(batch):
         pairs = [
             cross_entropy(q[teacher_view, sample], student[student_view, sample], 0.1)
@@ -52,23 +54,23 @@ def test_dino_loss_is_the_mean_over_pairs_of_different_views(
 
 
 def test_dino_loss_needs_two_views() -> None:
-    target = sinkhorn_target(torch.randn(3, 5), 0.1)
+    target = sinkhorn_target(Scores(torch.randn(3, 5)), 0.1)
     with pytest.raises(UserError, match="add a global or local view"):
-        dino_loss(torch.randn(1, 3, 5), target, 0.1)
+        dino_loss(Scores(torch.randn(3, 5)), target, 3, 0.1)
 
 
 def test_dino_loss_under_autocast_is_fp32() -> None:
-    student, target = torch.randn(4, 6, 32), sinkhorn_target(torch.randn(12, 32), 0.1)
+    student, target = Scores(torch.randn(24, 32)), sinkhorn_target(Scores(torch.randn(12, 32)), 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = dino_loss(student, target, 0.1)
+        losses = dino_loss(student, target, 6, 0.1)
     assert losses.dtype == torch.float32
-    torch.testing.assert_close(losses, dino_loss(student, target, 0.1))
+    torch.testing.assert_close(losses, dino_loss(student, target, 6, 0.1))
 
 
 def test_dino_loss_has_the_gradient_of_finite_differences() -> None:
-    target = sinkhorn_target(torch.randn(4, 5, dtype=torch.float64), 0.3)
-    student = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda logits: dino_loss(logits, target, 0.4), student)
+    target = sinkhorn_target(Scores(torch.randn(4, 5, dtype=torch.float64)), 0.3)
+    student = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda logits: dino_loss(Scores(logits), target, 2, 0.4), student)
 
 
 @settings(max_examples=25, deadline=None)
@@ -88,8 +90,8 @@ def test_ibot_loss_is_the_mean_over_views_of_the_mean_over_hidden_tokens(
     index = hidden.flatten().nonzero().squeeze(1)
     student = torch.randn(len(index), 6, dtype=torch.float64)
     target = target_of(torch.randn(len(index), 6, dtype=torch.float64), 0.3, balanced)
-    q = target.probabilities()
-    losses = ibot_loss(student, target, index, Masks(hidden, len(index)), 0.1)
+    q = probabilities(target)
+    losses = ibot_loss(Scores(student), target, index, Masks(hidden, len(index)), 0.1)
     expected = torch.zeros(batch, dtype=torch.float64)
     row = 0
     for view in range(globals_):
@@ -114,25 +116,25 @@ def test_relaxed_masks_give_the_packed_value(balanced: bool) -> None:
     student, teacher, masks = dense_case()
     index = masks.hidden.flatten().nonzero().squeeze(1)
     relaxed = Masks(masks.hidden, masks.total, masks.hidden.double())
-    packed = ibot_loss(student[index], target_of(teacher[index], 0.3, balanced), index, masks, 0.1)
+    packed = ibot_loss(Scores(student[index]), target_of(teacher[index], 0.3, balanced), index, masks, 0.1)
     everywhere = (
-        sinkhorn_target(teacher, 0.3, masks.hidden.flatten()) if balanced else target_of(teacher, 0.3, False)
+        sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten()) if balanced else target_of(teacher, 0.3, False)
     )
-    torch.testing.assert_close(ibot_loss(student, everywhere, None, relaxed, 0.1), packed)
+    torch.testing.assert_close(ibot_loss(Scores(student), everywhere, None, relaxed, 0.1), packed)
 
 
 def test_relaxed_masks_have_the_gradient_of_finite_differences_and_none_where_nothing_is_hidden() -> None:
     student, teacher, masks = dense_case()
-    target = sinkhorn_target(teacher, 0.3, masks.hidden.flatten())
+    target = sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten())
     shares = masks.hidden.double().requires_grad_()
 
     def loss(shares: torch.Tensor) -> torch.Tensor:
         hides = masks.hidden.any(-1, keepdim=True)
         moved = shares.where(hides, shares.detach())
-        return ibot_loss(student, target, None, Masks(masks.hidden, masks.total, moved), 0.1)
+        return ibot_loss(Scores(student), target, None, Masks(masks.hidden, masks.total, moved), 0.1)
 
     assert torch.autograd.gradcheck(loss, shares)
-    whole = ibot_loss(student, target, None, Masks(masks.hidden, masks.total, shares), 0.1)
+    whole = ibot_loss(Scores(student), target, None, Masks(masks.hidden, masks.total, shares), 0.1)
     (gradient,) = torch.autograd.grad(whole.sum(), shares)
     assert gradient[0, 1].abs().sum() == 0
     assert (gradient[masks.hidden.sum(-1) > 1] != 0).all()

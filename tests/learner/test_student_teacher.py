@@ -35,7 +35,7 @@ def term_by_term(
     student, teacher = learner.student, learner.teacher
 
     def patch_logits(network: torch.nn.Module, features: Tensor) -> Tensor:
-        return (network.patch_head or network.cls_head)(features)
+        return (network.patch_head or network.cls_head)(features).rows
 
     teacher_cls, teacher_patches = [], []
     student_cls: dict[tuple[int, int], Tensor] = {}
@@ -46,9 +46,9 @@ def term_by_term(
             hidden = masks.hidden[view, sample]
             seen = teacher.backbone(image)
             answered = student.backbone(image, hidden[None])
-            teacher_cls.append(teacher.cls_head(seen.cls)[0])
+            teacher_cls.append(teacher.cls_head(seen.cls).rows[0])
             teacher_patches.append(patch_logits(teacher, seen.patches[0, hidden]))
-            student_cls[view, sample] = student.cls_head(answered.cls)[0]
+            student_cls[view, sample] = student.cls_head(answered.cls).rows[0]
             student_patches.append(patch_logits(student, answered.patches[0, hidden]))
             shares += [1 / hidden.sum().item() for _ in range(hidden.sum())]
             global_cls.append(answered.cls[0])
@@ -59,7 +59,7 @@ def term_by_term(
     for view in range(len(views.local_views)):
         for sample in range(batch):
             answered = student.backbone(views.local_views[view, sample][None])
-            student_cls[globals_ + view, sample] = student.cls_head(answered.cls)[0]
+            student_cls[globals_ + view, sample] = student.cls_head(answered.cls).rows[0]
 
     def targets(logits: Tensor, centre: Tensor | None) -> Tensor:
         if centre is None:
@@ -182,8 +182,8 @@ def test_tail_after_trunk_gives_the_outputs(make_learner: MakeLearner, batch: Ba
     masks = relax(masks)[0] if dense else masks
     whole = learner.student_outputs(views, masks)
     in_two = learner.student_tail(learner.student_trunk(views, masks, 2))
-    assert torch.equal(in_two.cls, whole.cls)
-    assert torch.equal(in_two.patches, whole.patches)
+    assert torch.equal(in_two.cls.rows, whole.cls.rows)
+    assert torch.equal(in_two.patches.rows, whole.patches.rows)
     assert torch.equal(in_two.global_features.cls, whole.global_features.cls)
 
 
@@ -197,7 +197,7 @@ def test_tail_parameters_act_on_all_views(make_learner: MakeLearner, batch: Batc
     with torch.no_grad():
         for name, tensor in tail.items():
             tensor.copy_(moved[name])
-    torch.testing.assert_close(functional.cls, learner.student_outputs(views, masks).cls)
+    torch.testing.assert_close(functional.cls.rows, learner.student_outputs(views, masks).cls.rows)
 
 
 def test_gradient_reaches_all_of_the_student_and_nothing_else(
@@ -226,8 +226,8 @@ def test_centres_move_in_training_steps_alone(make_learner: MakeLearner, batch: 
     targets = learner.teacher_targets(batch[0].global_views, batch[1], 0.05)
     learner.train()
     learner(*batch, 0.05)
-    torch.testing.assert_close(learner.cls_centre.value, 0.4 * targets.cls.logits.mean(0))
-    torch.testing.assert_close(learner.patch_centre.value, 0.4 * targets.patches.logits.mean(0))
+    torch.testing.assert_close(learner.cls_centre.value, 0.4 * targets.cls.scores.rows.mean(0))
+    torch.testing.assert_close(learner.patch_centre.value, 0.4 * targets.patches.scores.rows.mean(0))
 
 
 def test_anchor_is_the_starting_teacher_and_part_of_the_state(
@@ -263,8 +263,8 @@ def test_recipes_without_local_views_or_hidden_tokens(make_learner: MakeLearner,
     assert losses.terms["ibot"] == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in learner.student.parameters())
     outputs = learner.student_tail(learner.student_trunk(no_locals, masks, 1))
-    assert torch.equal(outputs.cls, learner.student_outputs(no_locals, masks).cls)
-    assert outputs.cls.shape == (2, 4, 24)
+    assert torch.equal(outputs.cls.rows, learner.student_outputs(no_locals, masks).cls.rows)
+    assert outputs.cls.rows.shape == (2 * 4, 24)
 
 
 def test_prototypes_are_those_of_the_student_heads(make_learner: MakeLearner) -> None:

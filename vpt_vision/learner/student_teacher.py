@@ -10,11 +10,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vpt_vision.learner.backbone import Backbone, BackboneConfig, Features, TailInput
-from vpt_vision.learner.centring import Centre, Target, sinkhorn_target
+from vpt_vision.learner.centring import Centre, sinkhorn_target
 from vpt_vision.learner.gram import gram_loss
 from vpt_vision.learner.heads import HeadConfig, ProjectionHead
 from vpt_vision.learner.koleo import koleo_loss
 from vpt_vision.learner.objectives import dino_loss, ibot_loss
+from vpt_vision.learner.scores import Scores, Target
 from vpt_vision.schema import Config
 from vpt_vision.task import Masks, RenderedViews
 
@@ -66,14 +67,14 @@ class Network(nn.Module):
         separate = config.ibot_weight > 0 and not config.head.shared
         self.patch_head = ProjectionHead(self.backbone.dim, config.head) if separate else None
 
-    def project(self, cls: Tensor, patches: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return fp32 logits [M, K] of class tokens [M, D] and, where given, of patches [P, D]."""
+    def project(self, cls: Tensor, patches: Tensor | None) -> tuple[Scores, Scores | None]:
+        """Return the scores of class tokens [M, D] and, where given, of patches [P, D]."""
         if patches is None:
             return self.cls_head(cls), None
         if self.patch_head is not None:
             return self.cls_head(cls), self.patch_head(patches)
         both = self.cls_head(torch.cat([cls, patches]))
-        return both[: len(cls)], both[len(cls) :]
+        return both.part(slice(len(cls))), both.part(slice(len(cls), None))
 
 
 class Targets(NamedTuple):
@@ -88,8 +89,8 @@ class Targets(NamedTuple):
 class Outputs(NamedTuple):
     """What the student answers."""
 
-    cls: Tensor  # [V, B, K] fp32 logits of all views, the G global ones first
-    patches: Tensor | None  # [M, K] fp32 logits of hidden tokens, or of all G·B·N with relaxed masks
+    cls: Scores  # of V·B class tokens, view by view, the G global ones first
+    patches: Scores | None  # of M hidden tokens, or of all G·B·N with relaxed masks
     global_features: Features  # cls [G·B, D], patches [G·B, N, D] of the global views
 
 
@@ -201,10 +202,10 @@ class Learner(nn.Module):
     def losses(self, outputs: Outputs, targets: Targets, masks: Masks) -> Losses:
         """Return the losses of the student's answers."""
         temperature = self.config.student_temperature
-        batch = outputs.cls.shape[1]
+        batch = masks.hidden.shape[1]
         terms, per_sample = {}, {}
         if "dino" in self.weights:
-            per_sample["dino"] = dino_loss(outputs.cls, targets.cls, temperature)
+            per_sample["dino"] = dino_loss(outputs.cls, targets.cls, batch, temperature)
         if outputs.patches is not None and targets.patches is not None:
             per_sample["ibot"] = ibot_loss(
                 outputs.patches, targets.patches, targets.hidden_index, masks, temperature
@@ -228,9 +229,9 @@ class Learner(nn.Module):
     def update_centre(self, targets: Targets) -> None:
         """Move the running centres, if any, after a training step (whose masks are not relaxed)."""
         if self.cls_centre is not None:
-            self.cls_centre.update(targets.cls.logits)
+            self.cls_centre.update(targets.cls.scores)
         if self.patch_centre is not None and targets.patches is not None:
-            self.patch_centre.update(targets.patches.logits)
+            self.patch_centre.update(targets.patches.scores)
 
     def prototype_parameters(self) -> list[nn.Parameter]:
         """Return the student's prototypes, which the first steps of a run leave frozen."""
@@ -248,14 +249,14 @@ class Learner(nn.Module):
         views = [global_features] if local_features is None else [global_features, local_features]
         rows = self._patch_rows(global_features, _hidden_index(masks))
         cls, patches = self.student.project(torch.cat([features.cls for features in views]), rows)
-        return Outputs(cls.view(-1, masks.hidden.shape[1], cls.shape[1]), patches, global_features)
+        return Outputs(cls, patches, global_features)
 
     def _target(
-        self, logits: Tensor, temperature: float, centre: Centre | None, fitted: Tensor | None = None
+        self, scores: Scores, temperature: float, centre: Centre | None, fitted: Tensor | None = None
     ) -> Target:
         if centre is not None:
-            return centre.target(logits, temperature)
-        return sinkhorn_target(logits, temperature, fitted)
+            return centre.target(scores, temperature)
+        return sinkhorn_target(scores, temperature, fitted)
 
 
 def _hidden_shares(masks: Masks) -> Tensor:

@@ -1,0 +1,114 @@
+"""Scores: how similar tokens are to the prototypes, stored or as the factors they are made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpt_kernels import (
+    Potentials,
+    centre_potentials,
+    masked_distillation_loss,
+    sinkhorn_potentials,
+)
+from vpt_vision import collectives
+from vpt_vision.learner.precision import full_precision
+
+
+class Scores(NamedTuple):
+    """Similarities of M tokens with K prototypes: all M·K of them, or their two factors.
+
+    Either form gives the same targets and losses, to rounding.
+    """
+
+    rows: Tensor  # [M, K] similarities; where there are prototypes, [M, D] unit vectors
+    prototypes: Tensor | None = None  # [K, D], of any length with weight_norm, else as they are compared
+    weight_norm: bool = False
+
+    @property
+    def count(self) -> int:
+        """M, the number of tokens."""
+        return len(self.rows)
+
+    def part(self, part: slice) -> Scores:
+        """Return the scores of some of the tokens."""
+        return self._replace(rows=self.rows[part])
+
+    def total(self) -> Tensor:
+        """Return the similarities' sum over the tokens [K]: that of the tokens' sum, for they are linear."""
+        total = self.rows.sum(0)
+        return total if self.prototypes is None else similarities(total, self.prototypes, self.weight_norm)
+
+    def balanced(self, temperature: float, weights: Tensor | None) -> Potentials:
+        """Return Sinkhorn-Knopp's potentials over the tokens of all ranks, weighed by `weights` [M]."""
+        group = collectives.group()
+        if self.prototypes is None:
+            return sinkhorn_potentials(self.rows, temperature, weights=weights, group=group)
+        from vpt_kernels.prototype_loss import prototype_potentials  # TEMPORARY
+
+        return prototype_potentials(
+            self.rows,
+            self.prototypes,
+            temperature,
+            weights=weights,
+            group=group,
+            weight_norm=self.weight_norm,
+        )
+
+    def centred(self, temperature: float, centre: Tensor) -> Potentials:
+        """Return the potentials of softmax((scores - centre [K]) / temperature)."""
+        if self.prototypes is None:
+            return centre_potentials(self.rows, temperature, centre)
+        from vpt_kernels.prototype_loss import prototype_centre_potentials  # TEMPORARY
+
+        return prototype_centre_potentials(
+            self.rows, self.prototypes, temperature, centre, weight_norm=self.weight_norm
+        )
+
+
+def similarities(directions: Tensor, prototypes: Tensor, weight_norm: bool) -> Tensor:
+    """Return [..., K] fp32, whatever autocast says: a loss divides them by low temperatures."""
+    with full_precision(directions.device):
+        return F.linear(directions, F.normalize(prototypes, dim=-1) if weight_norm else prototypes)
+
+
+class Target(NamedTuple):
+    """Soft targets q = exp(scores / temperature + row + column) of M tokens; each row of q sums to 1."""
+
+    scores: Scores  # the teacher's
+    potentials: Potentials  # row [M] and column [K], fp32
+    temperature: float
+
+
+def distillation_loss(
+    student: Scores, target: Target, student_temperature: float, partners: Tensor | None = None
+) -> Tensor:
+    """Return the cross-entropy [M] fp32 of each of the student's tokens under its target, or targets.
+
+    `partners` int64 [M, P] names the target's rows, -1 for none; left out, each token has the row of its
+    number. Both sides are scores of one form.
+    """
+    if student.prototypes is None:
+        return masked_distillation_loss(
+            student.rows,
+            target.scores.rows,
+            target.potentials,
+            student_temperature=student_temperature,
+            teacher_temperature=target.temperature,
+            rows=partners,
+        )
+    from vpt_kernels.prototype_loss import prototype_loss  # TEMPORARY
+
+    return prototype_loss(
+        student.rows,
+        student.prototypes,
+        target.scores.rows,
+        target.scores.prototypes,
+        target.potentials,
+        student_temperature=student_temperature,
+        teacher_temperature=target.temperature,
+        rows=partners,
+        weight_norm=student.weight_norm,
+    )
