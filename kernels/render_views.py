@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +14,51 @@ from .checks import BOOLEAN, FLOATS, INTEGER, expect
 from .photometrics import Photometrics, apply_photometrics
 
 _RADIUS = {"bilinear": 1, "bicubic": 2}  # of the resampling filter, pixels
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of the views
 _CHUNK = 2**22  # elements of the largest intermediate tensor, so that memory does not grow with the batch
 _SLACK = 0.01  # pixels by which rounding may carry a box over the border
 
 
+class PackedImages(NamedTuple):
+    """B images of different sizes, end to end, each [H, W, 3] as decoders give them."""
+
+    pixels: Tensor  # uint8 [total]
+    offsets: Tensor  # int64 [B]: where in pixels each image starts
+    heights: Tensor  # int64 [B]
+    widths: Tensor  # int64 [B]
+
+    @classmethod
+    def pack(cls, images: Sequence[Tensor], *, channels_first: bool = False) -> PackedImages:
+        """Copy uint8 images [H, W, 3], or [3, H, W] with `channels_first`, of one device into one tensor.
+
+        Raises:
+            TypeError, ValueError: an image has another dtype, shape or device than the first, or is empty.
+        """
+        if channels_first:
+            for image in images:
+                expect(
+                    "PackedImages.pack", "each image", image, (torch.uint8,), (3, "H", "W"), images[0].device
+                )
+            images = [image.permute(1, 2, 0) for image in images]
+        for image in images:
+            expect("PackedImages.pack", "each image", image, (torch.uint8,), ("H", "W", 3), images[0].device)
+            if image.numel() == 0:
+                raise ValueError(f"PackedImages.pack: an image must not be empty, got {list(image.shape)}.")
+        device = images[0].device if images else None
+        heights = torch.tensor([image.shape[0] for image in images], dtype=torch.int64)
+        widths = torch.tensor([image.shape[1] for image in images], dtype=torch.int64)
+        lengths = 3 * heights * widths
+        flat = [image.reshape(-1) for image in images]
+        pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
+        return cls(pixels, *(field.to(device) for field in (lengths.cumsum(0) - lengths, heights, widths)))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedImages:
+        """Give the same images on `device`."""
+        return PackedImages(*(field.to(device, non_blocking=non_blocking) for field in self))
+
+
 def render_views(
-    images: Tensor,
+    images: Tensor | PackedImages,
     boxes: Tensor,
     flips: Tensor,
     photometrics: Photometrics,
@@ -31,18 +72,19 @@ def render_views(
 ) -> Tensor:
     """Render V square views of each of B images, each view by a box, a flip and photometrics of its own.
 
-    As DINO's transforms in their order: crop and antialiased resize, flip left to right, brightness,
-    contrast, saturation and hue in the order that the view asks for, grey, Gaussian blur,
-    solarise, normalise. Each step is torchvision's functional one on float images: resized_crop with
-    antialias=True for integer boxes (which like torchvision leaves bicubic's overshoot beyond
-    [0, 1]), adjust_brightness and so on, which clamp. A box of real numbers weighs the pixels at its
-    border by the part of them inside it. Always computed in the dtype of `boxes`, under autocast too.
+    As DINO's transforms in their order (Caron et al. 2021, arXiv 2104.14294): crop and antialiased resize,
+    flip left to right, brightness, contrast, saturation and hue in the order that the view asks for,
+    grey, Gaussian blur, solarise, normalise. Each step is torchvision's functional one on float
+    images: resized_crop with antialias=True for integer boxes (which like torchvision leaves bicubic's
+    overshoot beyond [0, 1]), adjust_brightness and so on, which clamp. A box of real numbers weighs the
+    pixels at its border by the part of them inside it. Always computed in the dtype of `boxes`, under
+    autocast too.
 
-    Differentiable in boxes, brightness, contrast, saturation, hue and sigma. Strengths that say "none" are
-    skipped and get no gradient.
+    Differentiable in boxes, brightness, contrast, saturation, hue and sigma, once. Strengths that say "none"
+    are skipped and get no gradient. The backward pass keeps nothing of the forward pass but its inputs.
 
     Args:
-        images: uint8 [B, 3, H, W].
+        images: uint8 [B, 3, H, W], or `PackedImages` of different sizes.
         boxes: fp32 [V, B, 4], top, left, height, width in source pixels, real-valued, of positive size and
             inside the image; fp64 computes in fp64. V may be 0.
         flips: bool [V, B]: mirrored left to right.
@@ -52,35 +94,24 @@ def render_views(
         std: float [3] of the normalisation.
         interpolation: "bilinear" or "bicubic".
         blur_kernel: taps of the blur, odd and below 2 S.
-        dtype: of the result.
+        dtype: of the result: float32, float16, bfloat16 or float64.
 
     Returns:
         dtype [V, B, 3, S, S].
 
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device or is out of its range
-            (boxes are looked at on the CPU alone).
+            (boxes and sizes of packed images are looked at on the CPU alone).
     """
-    _check(images, boxes, flips, photometrics, size, mean, std, interpolation, blur_kernel)
-    views, batch = boxes.shape[:2]
-    height, width = images.shape[2:]
-    if views == 0 or batch == 0:
-        return boxes.new_zeros((views, batch, 3, size, size), dtype=dtype)
-    step = max(1, _CHUNK // (views * size * 3 * max(width, size) + 3 * height * width))
-    mean, std = (value.to(boxes.dtype).view(3, 1, 1) for value in (mean, std))
-    chunks = []
-    with torch.autocast(images.device.type, enabled=False):
-        for start in range(0, batch, step):
-            part = slice(start, start + step)
-            pixels = _resize(images[part], boxes[:, part], flips[:, part], size, interpolation)
-            strengths = Photometrics(*(field[:, part].flatten() for field in photometrics))
-            pixels = apply_photometrics(pixels, strengths, blur_kernel)
-            chunks.append(((pixels - mean) / std).to(dtype).view(views, -1, 3, size, size))
-    return torch.cat(chunks, 1)
+    _check(images, boxes, flips, photometrics, size, mean, std, interpolation, blur_kernel, dtype)
+    source = images if isinstance(images, PackedImages) else (images, None, None, None)
+    return rendered_views(
+        *source, boxes, flips, *photometrics, mean, std, size, interpolation, blur_kernel, dtype
+    )
 
 
 def _check(
-    images: Tensor,
+    images: Tensor | PackedImages,
     boxes: Tensor,
     flips: Tensor,
     photometrics: Photometrics,
@@ -89,11 +120,19 @@ def _check(
     std: Tensor,
     interpolation: str,
     blur_kernel: int,
+    dtype: torch.dtype,
 ) -> None:
     name = "render_views"
-    expect(name, "images", images, (torch.uint8,), ("B", 3, "H", "W"))
-    batch, _, height, width = images.shape
-    device = images.device
+    if isinstance(images, PackedImages):
+        device = images.pixels.device
+        expect(name, "images.pixels", images.pixels, (torch.uint8,), ("total",))
+        expect(name, "images.offsets", images.offsets, INTEGER, ("B",), device)
+        batch = len(images.offsets)
+        expect(name, "images.heights", images.heights, INTEGER, (batch,), device)
+        expect(name, "images.widths", images.widths, INTEGER, (batch,), device)
+    else:
+        expect(name, "images", images, (torch.uint8,), ("B", 3, "H", "W"))
+        batch, device = len(images), images.device
     expect(name, "boxes", boxes, FLOATS, ("V", batch, 4), device)
     shape = (len(boxes), batch)
     expect(name, "flips", flips, BOOLEAN, shape, device)
@@ -110,16 +149,190 @@ def _check(
         raise ValueError(
             f"{name}: blur_kernel must be odd and below twice the size {size}, got {blur_kernel}."
         )
-    if device.type == "cpu":  # elsewhere looking would wait for the device
-        start, length = boxes.detach()[..., :2], boxes.detach()[..., 2:]
-        limit = boxes.new_tensor((height, width)) + _SLACK
-        inside = (length > 0) & (start >= -_SLACK) & (start + length <= limit)
-        if not inside.all():
-            box = [round(number, 3) for number in boxes[~inside.all(-1)][0].tolist()]
+    if dtype not in _DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
+        raise TypeError(f"{name}: dtype must be one of {names}, got {dtype}.")
+    if device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere looking waits for the device
+        _check_values(images, boxes)
+
+
+def _check_values(images: Tensor | PackedImages, boxes: Tensor) -> None:
+    name = "render_views"
+    boxes = boxes.detach()
+    if isinstance(images, PackedImages):
+        pixels, offsets, heights, widths = images
+        fits = (heights > 0) & (widths > 0) & (offsets >= 0)
+        fits &= offsets + 3 * heights * widths <= len(pixels)
+        if not fits.all():
+            at = int((~fits).nonzero()[0])
             raise ValueError(
-                f"{name}: boxes must have positive size and lie inside the {height} x {width} image, "
-                f"got top, left, height, width {box}."
+                f"{name}: packed images must lie inside their {len(pixels)} pixel values, got image {at} "
+                f"of {int(heights[at])} x {int(widths[at])} at offset {int(offsets[at])}."
             )
+        limit = torch.stack((heights, widths), -1).to(boxes.dtype)  # [B, 2]
+    else:
+        limit = boxes.new_tensor(images.shape[2:])
+    start, length = boxes[..., :2], boxes[..., 2:]
+    inside = (length > 0) & (start >= -_SLACK) & (start + length <= limit + _SLACK)
+    if not inside.all():
+        first = (~inside.all(-1)).nonzero()[0]
+        box = [round(number, 3) for number in boxes[tuple(first)].tolist()]
+        height, width = (int(side) for side in limit.expand(*boxes.shape[:2], 2)[tuple(first)])
+        raise ValueError(
+            f"{name}: boxes must have positive size and lie inside the {height} x {width} image, "
+            f"got top, left, height, width {box}."
+        )
+
+
+@torch.library.custom_op("vpt::render_views", mutates_args=())
+def rendered_views(
+    pixels: Tensor,
+    offsets: Tensor | None,
+    heights: Tensor | None,
+    widths: Tensor | None,
+    boxes: Tensor,
+    flips: Tensor,
+    brightness: Tensor,
+    contrast: Tensor,
+    saturation: Tensor,
+    hue: Tensor,
+    order: Tensor,
+    grey: Tensor,
+    sigma: Tensor,
+    solarize: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    size: int,
+    interpolation: str,
+    blur_kernel: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Give the views [V, B, 3, S, S]; without offsets, heights and widths `pixels` is [B, 3, H, W]."""
+    photometrics = Photometrics(brightness, contrast, saturation, hue, order, grey, sigma, solarize)
+    images = (pixels, offsets, heights, widths)
+    return _render(images, boxes, flips, photometrics, mean, std, size, interpolation, blur_kernel, dtype)
+
+
+@rendered_views.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    from .triton import render_views as device
+
+    return device.forward(*arguments)
+
+
+@rendered_views.register_fake
+def _(pixels: Tensor, offsets: Any, heights: Any, widths: Any, boxes: Tensor, *others: Any) -> Tensor:
+    *_, size, _, _, dtype = others
+    views, batch = boxes.shape[:2]
+    return boxes.new_empty((views, batch, 3, size, size), dtype=dtype)
+
+
+@torch.library.custom_op("vpt::render_views_backward", mutates_args=())
+def rendered_views_backward(
+    gradient: Tensor,
+    pixels: Tensor,
+    offsets: Tensor | None,
+    heights: Tensor | None,
+    widths: Tensor | None,
+    boxes: Tensor,
+    flips: Tensor,
+    brightness: Tensor,
+    contrast: Tensor,
+    saturation: Tensor,
+    hue: Tensor,
+    order: Tensor,
+    grey: Tensor,
+    sigma: Tensor,
+    solarize: Tensor,
+    std: Tensor,
+    size: int,
+    interpolation: str,
+    blur_kernel: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Give the gradients of boxes [V, B, 4] and of brightness, contrast, saturation, hue, sigma [V, B]."""
+    images = (pixels, offsets, heights, widths)
+    mean = torch.zeros_like(std)
+
+    def render(boxes: Tensor, *strengths: Tensor) -> Tensor:
+        *jitter, sigma = strengths
+        photometrics = Photometrics(*jitter, order, grey, sigma, solarize)
+        return _render(
+            images, boxes, flips, photometrics, mean, std, size, interpolation, blur_kernel, boxes.dtype
+        )
+
+    strengths = (brightness, contrast, saturation, hue, sigma)
+    _, back = torch.func.vjp(render, boxes, *strengths)
+    of_boxes, *of_strengths = (found.clone() for found in back(gradient.to(boxes.dtype)))  # none shared
+    return of_boxes, *of_strengths
+
+
+@rendered_views_backward.register_kernel("cuda")
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from .triton import render_views as device
+
+    return device.backward(*arguments)
+
+
+@rendered_views_backward.register_fake
+def _(
+    gradient: Tensor, pixels: Tensor, offsets: Any, heights: Any, widths: Any, boxes: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    one, two, three, four, five = (boxes.new_empty(boxes.shape[:2]) for _ in range(5))
+    return boxes.new_empty(boxes.shape), one, two, three, four, five
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _, std, size, interpolation, blur_kernel, _ = inputs
+    ctx.save_for_backward(*tensors, std)
+    ctx.settings = (size, interpolation, blur_kernel)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    found = rendered_views_backward(gradient, *ctx.saved_tensors, *ctx.settings)
+    of_boxes, of_brightness, of_contrast, of_saturation, of_hue, of_sigma = found
+    of_jitter = (of_brightness, of_contrast, of_saturation, of_hue)
+    return *[None] * 4, of_boxes, None, *of_jitter, None, None, of_sigma, *[None] * 7
+
+
+rendered_views.register_autograd(_backward, setup_context=_save)
+
+
+def _render(
+    images: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    boxes: Tensor,
+    flips: Tensor,
+    photometrics: Photometrics,
+    mean: Tensor,
+    std: Tensor,
+    size: int,
+    interpolation: str,
+    blur_kernel: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Render in plain torch operations: the reference, and what runs on the CPU."""
+    views, batch = boxes.shape[:2]
+    if views == 0 or batch == 0:
+        return boxes.new_zeros((views, batch, 3, size, size), dtype=dtype)
+    mean, std = (value.to(boxes.dtype).view(3, 1, 1) for value in (mean, std))
+    pixels, offsets, heights, widths = images
+    if offsets is None or heights is None or widths is None:
+        height, width = pixels.shape[2:]
+        step = max(1, _CHUNK // (views * size * 3 * max(width, size) + 3 * height * width))
+        groups = [pixels[start : start + step] for start in range(0, batch, step)]
+    else:  # one at a time: each has a size of its own
+        sizes = zip(offsets.tolist(), heights.tolist(), widths.tolist(), strict=True)
+        groups = [pixels[o : o + 3 * h * w].view(1, h, w, 3).permute(0, 3, 1, 2) for o, h, w in sizes]
+    chunks = []
+    start = 0
+    with torch.autocast(pixels.device.type, enabled=False):
+        for group in groups:
+            part = slice(start, start + len(group))
+            start += len(group)
+            rendered = _resize(group, boxes[:, part], flips[:, part], size, interpolation)
+            strengths = Photometrics(*(field[:, part].flatten() for field in photometrics))
+            rendered = apply_photometrics(rendered, strengths, blur_kernel)
+            chunks.append(((rendered - mean) / std).to(dtype).view(views, -1, 3, size, size))
+    return torch.cat(chunks, 1)
 
 
 def _resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int, interpolation: str) -> Tensor:
