@@ -87,8 +87,8 @@ def masked_distillation(
     """
     log_predicted, normaliser = _log_softmax(student, student_temperature)
     targets = _targets(teacher, row, column, teacher_temperature, rows)
-    losses = -(targets * log_predicted).sum(1)
     mass = targets.sum(1)
+    losses = -targets.mul_(log_predicted).sum(1)
     if rows is None:
         return losses, normaliser, mass
     alone = (rows < 0).all(1)  # such a row may hold anything
@@ -122,8 +122,14 @@ def masked_distillation_student(
     mass: Tensor,
 ) -> Tensor:
     """Give the student's gradient [M, K]: gradient · (mass · softmax(z) - q) / temperature, z as above."""
-    targets = _targets(teacher, row, column, teacher_temperature, rows)
-    return _student_gradient(gradient, student, targets, student_temperature, rows).to(student.dtype)
+    # In place: on the CPU making a tensor of this size costs as much as computing it.
+    slope = student.to(normaliser.dtype) / student_temperature[:, None]
+    slope.sub_(normaliser[:, None]).exp_().mul_(mass[:, None])
+    slope.sub_(_targets(teacher, row, column, teacher_temperature, rows))
+    slope.mul_((gradient / student_temperature)[:, None])
+    if rows is not None:
+        slope.masked_fill_((rows < 0).all(1, keepdim=True), 0)
+    return slope.to(student.dtype)
 
 
 @masked_distillation_student.register_kernel("cuda")
@@ -222,9 +228,15 @@ def _backward_student(ctx: Any, second: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient once more, in plain torch operations: it is rarely asked for."""
     gradient, student, teacher, row, column, own, theirs, rows = ctx.saved_tensors
     targets = _targets(teacher, row, column, theirs, rows)
-    _, back = torch.func.vjp(
-        lambda gradient, student: _student_gradient(gradient, student, targets, own, rows), gradient, student
-    )
+    compared = None if rows is None else (rows >= 0).any(1, keepdim=True)
+
+    def first(gradient: Tensor, student: Tensor) -> Tensor:
+        predicted = torch.softmax(student.to(own.dtype) / own[:, None], 1)
+        slope = targets.sum(1, keepdim=True) * predicted - targets
+        slope = slope * (gradient / own)[:, None]
+        return slope if compared is None else slope.where(compared, 0)
+
+    _, back = torch.func.vjp(first, gradient, student)
     return (*back(second.to(own.dtype)), *[None] * 8)
 
 
@@ -246,15 +258,4 @@ def _log_softmax(student: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Give log softmax(student / temperature) [M, K] and the normaliser it takes away [M]."""
     scaled = student.to(temperature.dtype) / temperature[:, None]
     normaliser = torch.logsumexp(scaled, 1)
-    return scaled - normaliser[:, None], normaliser
-
-
-def _student_gradient(
-    gradient: Tensor, student: Tensor, targets: Tensor, temperature: Tensor, rows: Tensor | None
-) -> Tensor:
-    log_predicted, _ = _log_softmax(student, temperature)
-    slope = targets.sum(1, keepdim=True) * log_predicted.exp() - targets
-    result = (gradient / temperature)[:, None] * slope
-    if rows is None:
-        return result
-    return result.masked_fill((rows < 0).all(1, keepdim=True), 0)
+    return scaled.sub_(normaliser[:, None]), normaliser
