@@ -99,6 +99,12 @@ def views(
     return Views(boxes, flips, strengths, size)
 
 
+def grown(views: Views) -> list[Tensor]:
+    """Give what `render_views` has a gradient of."""
+    p = views.photometrics
+    return [views.boxes, p.brightness, p.contrast, p.saturation, p.hue, p.sigma]
+
+
 def statistics(device: Device, dtype: torch.dtype = FP32) -> dict[str, Tensor]:
     """Give the mean and std of the normalisation."""
     return {
@@ -150,14 +156,12 @@ def _render(
     device: Device, batch: int, count: int, size: int, dtype: torch.dtype, *, side: int = 256, **options: Any
 ) -> None:
     made = views(device, batch, count, size, side=side)
-    grown = [made.boxes, *(strength for strength in made.photometrics if strength.is_floating_point())]
-    for tensor in grown:
-        tensor.requires_grad_()
+    wrt = [tensor.requires_grad_() for tensor in grown(made)]
     out = vpt_kernels.render_views(
         sources(device, batch, side), made.boxes, made.flips, made.photometrics,
         size=size, dtype=dtype, **statistics(device), **options,
     )  # fmt: skip
-    _backward(out, grown)
+    _backward(out, wrt)
 
 
 def _render_packed(device: Device, batch: int, count: int, size: int, dtype: torch.dtype) -> None:
