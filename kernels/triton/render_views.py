@@ -156,8 +156,8 @@ def _source(
 @triton.jit
 def _place(pixel, origin, pixels, stride):
     """Offset of pixels along an axis, held inside the source."""
-    index = (origin + pixel).to(tl.int64)
-    return tl.minimum(tl.maximum(index, 0), pixels - 1) * stride
+    index = tl.minimum(tl.maximum((origin + pixel).to(tl.int32), 0), (pixels - 1).to(tl.int32))
+    return index.to(tl.int64) * stride
 
 
 @triton.jit
@@ -214,11 +214,12 @@ def resample_kernel(
         batch_stride, channel_stride, row_stride, column_stride, PACKED,
     )  # fmt: skip
     y = (tile // tiles) * TILE + tl.arange(0, TILE)
-    x = (tile % tiles) * TILE + tl.arange(0, TILE)
+    seen = (tile % tiles) * TILE + tl.arange(0, TILE)  # columns as in the source
+    # Also tells Triton of no contiguity: a warp then takes a row, and its columns' weights serve many rows.
+    x = tl.where(tl.load(flips_ptr + n), S - 1 - seen, seen)
     box = boxes_ptr + n * 4
     top, left, tall, broad = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
     wide: tl.constexpr = top.dtype
-    seen = tl.where(tl.load(flips_ptr + n), S - 1 - x, x)
 
     origin_y, start_y, end_y, centre_y, first_y, taps_y, stretch_y = _axis(top, tall, y, height, S, BICUBIC)
     origin_x, start_x, end_x, centre_x, first_x, taps_x, stretch_x = _axis(
@@ -255,7 +256,7 @@ def resample_kernel(
     green = (green * inverse - 1.0) * (256 / 255)
     blue = (blue * inverse - 1.0) * (256 / 255)
 
-    mask = (y < S)[:, None] & (x < S)[None, :]
+    mask = (y < S)[:, None] & (seen < S)[None, :]
     plane = S * S
     place = n * 3 * plane + y[:, None] * S + x[None, :]
     if RAW:
@@ -320,12 +321,13 @@ def boxes_backward_kernel(
         batch_stride, channel_stride, row_stride, column_stride, PACKED,
     )  # fmt: skip
     y = (tile // tiles) * TILE + tl.arange(0, TILE)
-    x = (tile % tiles) * TILE + tl.arange(0, TILE)
+    seen = (tile % tiles) * TILE + tl.arange(0, TILE)  # columns as in the source
+    # Also tells Triton of no contiguity: a warp then takes a row, and its columns' weights serve many rows.
+    x = tl.where(tl.load(flips_ptr + n), S - 1 - seen, seen)
     box = boxes_ptr + n * 4
     top, left, tall, broad = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
     wide: tl.constexpr = top.dtype
-    seen = tl.where(tl.load(flips_ptr + n), S - 1 - x, x)
-    mask = (y < S)[:, None] & (x < S)[None, :]
+    mask = (y < S)[:, None] & (seen < S)[None, :]
     plane = S * S
     given = gradient_ptr + n * 3 * plane + y[:, None] * S + x[None, :]
     of_red, of_green, of_blue = load_pixels(given, plane, mask)
@@ -523,22 +525,22 @@ def backward(
             for columns, given, taken in ((True, back, blurred), (False, blurred, back)):
                 blur_backward_kernel[grid](
                     given, taken, sigmas, jittered, through_rows, size, plane, blocks,
-                    COLUMNS=columns, KERNEL=blur_kernel, BLOCK=_BLOCK, num_warps=4,
+                    COLUMNS=columns, KERNEL=blur_kernel, BLOCK=_BLOCK, num_warps=8,
                 )  # fmt: skip
             after, before = (boxes.new_empty((n, blocks, 5)) for _ in range(2))
             jitter_backward_kernel[grid](
                 raw, back, after, grey_mean, grey_mean, *jitters, greys, plane, blocks,
-                AFTER=True, BLOCK=_BLOCK, num_warps=4,
+                AFTER=True, BLOCK=_BLOCK, num_warps=8,
             )  # fmt: skip
             summed = after.sum(1)
             jitter_backward_kernel[grid](
                 raw, back, before, grey_mean, summed[:, 4].contiguous(), *jitters, greys, plane, blocks,
-                AFTER=False, BLOCK=_BLOCK, num_warps=4,
+                AFTER=False, BLOCK=_BLOCK, num_warps=8,
             )  # fmt: skip
             summed += before.sum(1)
             parts = boxes.new_empty((n, tiles, 4))
             boxes_backward_kernel[(n * tiles,)](
-                back, *source, boxes[part], flips[part], parts, first, **layout, TILE=_TILE, num_warps=4
+                back, *source, boxes[part], flips[part], parts, first, **layout, TILE=_TILE, num_warps=8
             )
             torch.sum(parts, 1, out=of_boxes.view(count, 4)[part])
             for index, of_field in enumerate(of_strengths[:4]):
