@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import INTEGER, expect, expect_counts
-from .random import BLOCK_MASKS_STREAM, keyed_uniform
-from .sample_masks import hide_highest
+from .packing import PackedMasks, expect_total, fake_masks, pack
+from .random import BLOCK_MASKS_STREAM, reference_keyed_uniform, seed_words
 
-_ATTEMPTS = 10  # at each block, as in BEiT
-_MOST_BLOCKS = 32  # of 3000 masks that hide half of a 16 x 16 grid, none asked for more than 15
+ATTEMPTS = 10  # at each block, as in BEiT
+MOST_BLOCKS = 32  # of 3000 masks that hide half of a 16 x 16 grid, none asked for more than 15
 
 
 def block_masks(
     counts: Tensor,
     grid: tuple[int, int],
     *,
+    total: int,
     seed: int,
     step: int,
     sample: Tensor,
     min_patches: int = 4,
     min_aspect: float = 0.3,
-) -> Tensor:
+) -> PackedMasks:
     """Hide exactly counts[n] patches of a grid in random rectangles.
 
     The law of BEiT (Bao et al. 2021, arXiv 2106.08254, algorithm 1) as iBOT and DINOv2 apply it, for
@@ -37,78 +38,217 @@ def block_masks(
 
     Args:
         counts: int64 [N], 0..h*w: patches to hide.
-        grid: (h, w) in patches.
-        seed: the run's.
-        step: the run's.
+        grid: (h, w) in patches, of at most 4,096.
+        total: the sum of counts, which the caller knows, so that nothing waits for the device.
+        seed: the run's, 0 <= seed < 2**64.
+        step: the run's, 0 <= step < 2**32.
         sample: int64 [N], the key of each row; on the device of counts or on the CPU. Rows of equal
             key get equal draws, so two views of one image need two keys, say image * views + view.
         min_patches: smallest area, at least 1.
         min_aspect: least height / width, in (0, 1]; the greatest is its inverse.
 
     Returns:
-        bool [N, h*w], row-major, on the device of counts: True where the patch is hidden.
+        The masks, tokens being the patches in row-major order, on the device of counts.
 
     Raises:
-        TypeError, ValueError: an argument has another dtype or shape or is out of its range (counts
-            are looked at on the CPU alone).
+        TypeError, ValueError: an argument has another dtype or shape or is out of its range (counts and
+            total are looked at on the CPU alone).
     """
+    name = "block_masks"
     height, width = grid
-    expect_counts("block_masks", counts, height * width)
-    expect("block_masks", "sample", sample, INTEGER, (len(counts),))
+    if height < 1 or width < 1 or height * width > 4096:
+        raise ValueError(f"{name}: grid must have 1..4096 patches, got {height} x {width}.")
+    expect_counts(name, counts, height * width)
+    expect_total(name, counts, total)
+    expect(name, "sample", sample, INTEGER, (len(counts),))
     if min_patches < 1 or not 0 < min_aspect <= 1:
         raise ValueError(
-            f"block_masks: min_patches must be at least 1 and min_aspect in (0, 1], "
+            f"{name}: min_patches must be at least 1 and min_aspect in (0, 1], "
             f"got {min_patches} and {min_aspect}."
         )
-    n, device = len(counts), counts.device
-    sample = sample.to(device, non_blocking=True)
-    y = torch.arange(height, device=device)[:, None]
-    x = torch.arange(width, device=device)
-    covered = torch.zeros(n, height, width, dtype=torch.bool, device=device)
-    going = torch.ones(n, dtype=torch.bool, device=device)
-
-    for block in range(_MOST_BLOCKS):
-        remaining = (counts - covered.sum((1, 2)))[:, None]  # [N, 1]
-        going = going & (remaining[:, 0] > 0)
-        if device.type == "cpu" and not going.any():  # elsewhere asking would wait for the device
-            break
-        # Until one is taken nothing changes, so all attempts can be looked at together: [N, attempts].
-        skip = block * _ATTEMPTS * 4
-        draws = keyed_uniform(seed, step, sample, BLOCK_MASKS_STREAM, _ATTEMPTS * 4, skip=skip)
-        u_area, u_aspect, u_top, u_left = draws.view(n, _ATTEMPTS, 4).unbind(-1)
-        area = min_patches + u_area * (remaining - min_patches)
-        aspect = torch.exp((1 - 2 * u_aspect) * math.log(min_aspect))
-        tall = (area * aspect).sqrt().round().long()
-        wide = (area / aspect).sqrt().round().long()
-        fits = (tall < height) & (wide < width)
-        tall, wide = tall.clamp(max=height), wide.clamp(max=width)
-        top = (u_top * (height - tall + 1)).long()
-        left = (u_left * (width - wide + 1)).long()
-        new = tall * wide - _covered_in(covered, top, left, tall, wide)
-        good = fits & (new > 0) & (new <= remaining) & going[:, None]
-
-        going = good.any(1)
-        first = good.long().argmax(1, keepdim=True)
-        top, left, tall, wide = (
-            side.gather(1, first)[..., None] for side in (top, left, tall, wide)
-        )  # [N, 1, 1]
-        rectangle = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
-        covered = covered | (rectangle & going[:, None, None])
-
-    skip = _MOST_BLOCKS * _ATTEMPTS * 4
-    scores = keyed_uniform(seed, step, sample, BLOCK_MASKS_STREAM, height * width, skip=skip)
-    return hide_highest(scores + covered.flatten(1), counts)
+    low, high = seed_words(name, seed, step)
+    sample = sample.to(counts.device, non_blocking=True)
+    masks = block_masks_op(counts, sample, height, width, total, low, high, step, min_patches, min_aspect)
+    return PackedMasks(*masks)
 
 
-def _covered_in(covered: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
-    """Count the True cells of covered [N, h, w] in rectangles [N, attempts], by a summed-area table."""
-    table = F.pad(covered.cumsum(1).cumsum(2), (1, 0, 1, 0))  # [N, h + 1, w + 1]
-    stride, table = table.shape[2], table.flatten(1)
+@torch.library.custom_op("vpt::block_masks", mutates_args=())
+def block_masks_op(
+    counts: Tensor,
+    sample: Tensor,
+    height: int,
+    width: int,
+    total: int,
+    seed_low: int,
+    seed_high: int,
+    step: int,
+    min_patches: int,
+    min_aspect: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw what `block_masks` promises, its arguments checked and its seed in two words."""
+    hidden = _reference(counts, sample, height, width, (seed_low, seed_high, step), min_patches, min_aspect)
+    return tuple(pack(hidden, counts, total))
 
-    def above_left_of(y: Tensor, x: Tensor) -> Tensor:
-        return table.gather(1, y * stride + x)
 
-    bottom, right = top + tall, left + wide
-    lower = above_left_of(bottom, right) - above_left_of(bottom, left)
-    upper = above_left_of(top, right) - above_left_of(top, left)
-    return lower - upper
+@block_masks_op.register_kernel("cuda")
+def _(
+    counts: Tensor,
+    sample: Tensor,
+    height: int,
+    width: int,
+    total: int,
+    seed_low: int,
+    seed_high: int,
+    step: int,
+    min_patches: int,
+    min_aspect: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from .triton import block_masks as device
+
+    return device.block_masks(
+        counts, sample, height, width, total, seed_low, seed_high, step, min_patches, min_aspect
+    )
+
+
+@block_masks_op.register_fake
+def _(
+    counts: Tensor,
+    sample: Tensor,
+    height: int,
+    width: int,
+    total: int,
+    seed_low: int,
+    seed_high: int,
+    step: int,
+    min_patches: int,
+    min_aspect: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(fake_masks(counts, len(counts), height * width, total))
+
+
+def _reference(
+    counts: Tensor,
+    sample: Tensor,
+    height: int,
+    width: int,
+    keys: tuple[int, int, int],
+    min_patches: int,
+    min_aspect: float,
+) -> Tensor:
+    """Give `hidden` [N, h*w] of block_masks.
+
+    Numbers and bits are made by tensor operations for all rows. The rectangles, of which each depends on
+    those before it, are taken one by one, a mask's cells being the bits of one integer: tensor operations
+    over rows would be some 50 for each of up to 15 blocks, and slower at the size of a batch.
+    """
+    patches = height * width
+    amounts = counts.tolist()  # a device without a kernel of its own waits here
+    going = [(row, 0, count, 0, 0) for row, count in enumerate(amounts) if count]
+    covered = [0] * len(amounts)
+    begin = drawn = taken = 0
+    while going:
+        if taken == drawn:  # of masks of a 16 x 16 grid half are done after 8 attempts, 99.5 % after 24
+            begin, drawn = drawn, drawn + max(24, drawn)
+            rows = [state[0] for state in going]
+            table = _numbers(sample[rows].cpu(), keys, begin, drawn - begin, min_aspect)
+            lines = {row: line for line, row in enumerate(rows)}
+        several = min(8 if taken == begin else 16, drawn - taken)
+        part = table[:, [lines[state[0]] for state in going], taken - begin : taken - begin + several]
+        going = _advance(going, part.tolist(), covered, height, width, min_patches)
+        taken += several
+    return _bits(covered, patches).to(counts.device)
+
+
+def _numbers(
+    sample: Tensor, keys: tuple[int, int, int], first: int, attempts: int, min_aspect: float
+) -> Tensor:
+    """Give five numbers for each attempt, [5, N, attempts]: area, √aspect, 1/√aspect, top, left.
+
+    The second and third are what to multiply √area by, the others uniform.
+    """
+    u = reference_keyed_uniform(sample, *keys, BLOCK_MASKS_STREAM, 4 * attempts, 4 * first)
+    area, aspect, top, left = u.view(len(sample), attempts, 4).unbind(-1)
+    log_root = (0.5 - aspect).mul_(math.log(min_aspect))
+    return torch.stack((area, log_root.exp(), log_root.neg_().exp_(), top, left))
+
+
+_State = tuple[int, int, int, int, int]  # row, cells covered, cells remaining, failures, blocks
+
+
+def _advance(
+    going: list[_State],
+    numbers: list[list[list[float]]],
+    covered_of: list[int],
+    height: int,
+    width: int,
+    min_patches: int,
+) -> list[_State]:
+    """Carry each row's law on by some attempts: note the cells of those done, return the others."""
+    shapes, top_end, left_end = _rectangles(height, width), height + 1, width + 1
+    everything = (1 << height * width) - 1
+    sqrt = math.sqrt
+    unfinished = []
+    for (row, covered, remaining, failures, blocks), *columns in zip(going, *numbers, strict=True):
+        attempts = zip(*columns, strict=True)
+        if failures < ATTEMPTS and blocks < MOST_BLOCKS:
+            span = remaining - min_patches
+            for area, tall_share, wide_share, top, left in attempts:
+                side = sqrt(min_patches + area * span)
+                tall = int(side * tall_share + 0.5)
+                wide = int(side * wide_share + 0.5)
+                if tall < height and wide < width:
+                    place = int(top * (top_end - tall)) * width + int(left * (left_end - wide))
+                    new = (shapes[tall][wide] << place) & ~covered
+                    size = new.bit_count()
+                    if 0 < size <= remaining:
+                        covered |= new
+                        remaining -= size
+                        span -= size
+                        blocks += 1
+                        failures = 0
+                        if remaining and blocks < MOST_BLOCKS:
+                            continue
+                        break
+                failures += 1
+                if failures == ATTEMPTS:
+                    break
+        if remaining and (failures == ATTEMPTS or blocks == MOST_BLOCKS):
+            for number, *_ in attempts:
+                free = everything & ~covered
+                covered |= 1 << _nth_bit(free, int(number * free.bit_count()), height * width)
+                remaining -= 1
+                if not remaining:
+                    break
+        if remaining:
+            unfinished.append((row, covered, remaining, failures, blocks))
+        else:
+            covered_of[row] = covered
+    return unfinished
+
+
+def _nth_bit(bits: int, n: int, size: int) -> int:
+    """Find the place of the n-th set bit (from 0 on) among the lowest `size`."""
+    place, half = 0, 1 << size.bit_length()
+    while half := half >> 1:
+        below = (bits & ((1 << half) - 1)).bit_count()
+        if n >= below:
+            n -= below
+            bits >>= half
+            place += half
+    return place
+
+
+@lru_cache(maxsize=16)
+def _rectangles(height: int, width: int) -> list[list[int]]:
+    """List the cells of a rectangle of each size at the grid's corner: bit y * width + x is a cell."""
+    columns = [sum(1 << y * width for y in range(tall)) for tall in range(height)]
+    return [[column * ((1 << wide) - 1) for wide in range(width)] for column in columns]
+
+
+def _bits(masks: list[int], patches: int) -> Tensor:
+    """Unpack the lowest `patches` bits of each integer, the lowest first: bool [len(masks), patches]."""
+    size = (patches + 7) // 8
+    packed = bytearray(b"".join([mask.to_bytes(size, "little") for mask in masks]))
+    octets = torch.frombuffer(packed, dtype=torch.uint8).view(len(masks), size, 1)
+    bits = (octets >> torch.arange(8, dtype=torch.uint8)) & 1
+    return bits.bool().view(len(masks), 8 * size)[:, :patches]

@@ -71,18 +71,14 @@ def keyed_uniform_op(
 
 
 @keyed_uniform_op.register_kernel("cuda")
-def _(
-    sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int
-) -> Tensor:
+def _(sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int) -> Tensor:
     from .triton import random as device
 
     return device.keyed_uniform(sample, seed_low, seed_high, step, stream, count, skip)
 
 
 @keyed_uniform_op.register_fake
-def _(
-    sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int
-) -> Tensor:
+def _(sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int) -> Tensor:
     return sample.new_empty((*sample.shape, count), dtype=torch.float32)
 
 

@@ -25,7 +25,7 @@ def compute() -> dict[str, torch.Tensor]:
     hidden[:, :3, 0] = True  # the ranks hide different numbers of tokens
     share = slice(rank * 6 // ranks, (rank + 1) * 6 // ranks)
     views = RenderedViews(images[:2, share], images[2:, share])
-    masks = Masks(hidden[:, share], int(hidden[:, share].sum()))
+    masks = Masks.of(hidden[:, share], int(hidden[:, share].sum()))
     found = {"rows": collectives.all_gather_rows(images[:, share].transpose(0, 1))}
     for centring in ("sinkhorn", "ema"):
         torch.manual_seed(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vpt_kernels import Photometrics, render_views
+from vpt_kernels.packing import pack_masks
 
 
 class Keys(NamedTuple):
@@ -48,11 +49,23 @@ class Views:
 
 @dataclass(frozen=True)
 class Masks:
-    """Which patch tokens of the global views the student does not see."""
+    """Which patch tokens of the global views the student does not see, as a mask and as a list."""
 
     hidden: Tensor  # [G, B, N] bool: True where the token is replaced by the mask token
-    total: int  # number of True entries, known on the host so that packing needs no synchronisation
+    index: Tensor  # [total] int64: the hidden tokens' places in hidden.flatten(), ascending
+    weights: Tensor  # [total] fp32: 1 / how many tokens the same view hides, iBOT's weights
     relaxed: Tensor | None = None  # [G, B, N] fp32, equal to `hidden` in value, with the designer's gradient
+
+    @property
+    def total(self) -> int:
+        """How many tokens are hidden, known on the host without waiting for the device."""
+        return len(self.index)
+
+    @classmethod
+    def of(cls, hidden: Tensor, total: int) -> Masks:
+        """List the `total` hidden tokens of `hidden` [G, B, N]; nothing waits for the device."""
+        packed = pack_masks(hidden.flatten(0, 1), total)
+        return cls(hidden, packed.index, packed.weights)
 
     def detach(self) -> Masks:
         """These masks without the designer's gradient."""

@@ -1,7 +1,7 @@
 """Philox4x32-10 on the device, bit-equal to the reference in kernels/random.py.
 
-A draw reads 8 bytes a sample and writes 4 bytes a number; each program computes a tile of samples by blocks of
-four numbers, so that a sample's words leave in one store of 16 bytes where rows are aligned to that.
+A draw reads 8 bytes a sample and writes 4 bytes a number. A program computes a tile of samples by blocks of
+four numbers, so that a block leaves in one store of 16 bytes where rows are aligned to that.
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 

@@ -42,7 +42,7 @@ def task(images: int, *, hidden: int = 0, local_views: int = 2) -> Task:
     return Task(
         views(2, images, 16, [0.0, 1.0, 17.0, 18.5]),
         views(local_views, images, 8, [6.0, 6.0, 8.0, 8.0]),
-        Masks(mask, int(mask.sum())),
+        Masks.of(mask, int(mask.sum())),
     )
 
 

@@ -14,6 +14,8 @@ from vpt_kernels import (
     sample_masks,
     sinkhorn_potentials,
 )
+from vpt_kernels.packing import pack_masks
+from vpt_kernels.plackett_luce import plackett_luce_log_prob
 
 
 @pytest.fixture
@@ -42,9 +44,14 @@ def test_masks_and_keys_from_the_cpu(device):
     sample = torch.arange(4)
     counts = torch.zeros(4, dtype=torch.int64, device=device)
     assert keyed_uniform(1, 2, sample.to(device), 3, 4).device == device
-    assert block_masks(counts, (7, 6), seed=1, step=2, sample=sample).device == device
-    hidden, perturbed = sample_masks(torch.zeros(4, 9, device=device), counts, seed=1, step=2, sample=sample)
-    assert hidden.device == perturbed.device == device
+    keys = {"total": 11, "seed": 1, "step": 2, "sample": sample}
+    logits = torch.zeros(4, 9, device=device)
+    for masks in (block_masks(counts, (7, 6), **keys), sample_masks(logits, counts, **keys)):
+        assert all(part.device == device for part in masks)
+        assert masks.index.shape == masks.weights.shape == (11,)
+    assert plackett_luce_log_prob(logits, logits, counts).device == device
+    packed = pack_masks(torch.zeros(4, 9, dtype=torch.bool, device=device), 11)
+    assert packed.index.shape == (11,) and packed.inverse.shape == (4, 9)
 
 
 def test_potentials_and_loss(device):

@@ -50,4 +50,4 @@ def batch() -> tuple[RenderedViews, Masks]:
     hidden = torch.rand(2, 4, 16, generator=generator) < 0.35
     hidden[:, :, 3] = True
     hidden[1, 2] = False
-    return views, Masks(hidden, int(hidden.sum()))
+    return views, Masks.of(hidden, int(hidden.sum()))

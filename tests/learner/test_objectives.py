@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,7 +93,7 @@ def test_ibot_loss_is_the_mean_over_views_of_the_mean_over_hidden_tokens(
     student = torch.randn(len(index), 6, dtype=torch.float64)
     target = target_of(torch.randn(len(index), 6, dtype=torch.float64), 0.3, balanced)
     q = probabilities(target)
-    losses = ibot_loss(Scores(student), target, index, Masks(hidden, len(index)), 0.1)
+    losses = ibot_loss(Scores(student), target, index, Masks.of(hidden, len(index)), 0.1)
     expected = torch.zeros(batch, dtype=torch.float64)
     row = 0
     for view in range(globals_):
@@ -108,14 +110,14 @@ def dense_case() -> tuple[torch.Tensor, torch.Tensor, Masks]:
     hidden = torch.rand(2, 3, 7) < 0.4
     hidden[0, 1] = False
     student, teacher = torch.randn(2, 42, 6, dtype=torch.float64)
-    return student, teacher, Masks(hidden, int(hidden.sum()))
+    return student, teacher, Masks.of(hidden, int(hidden.sum()))
 
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_relaxed_masks_give_the_packed_value(balanced: bool) -> None:
     student, teacher, masks = dense_case()
     index = masks.hidden.flatten().nonzero().squeeze(1)
-    relaxed = Masks(masks.hidden, masks.total, masks.hidden.double())
+    relaxed = replace(masks, relaxed=masks.hidden.double())
     packed = ibot_loss(Scores(student[index]), target_of(teacher[index], 0.3, balanced), index, masks, 0.1)
     everywhere = (
         sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten()) if balanced else target_of(teacher, 0.3, False)
@@ -131,10 +133,10 @@ def test_relaxed_masks_have_the_gradient_of_finite_differences_and_none_where_no
     def loss(shares: torch.Tensor) -> torch.Tensor:
         hides = masks.hidden.any(-1, keepdim=True)
         moved = shares.where(hides, shares.detach())
-        return ibot_loss(Scores(student), target, None, Masks(masks.hidden, masks.total, moved), 0.1)
+        return ibot_loss(Scores(student), target, None, replace(masks, relaxed=moved), 0.1)
 
     assert torch.autograd.gradcheck(loss, shares)
-    whole = ibot_loss(Scores(student), target, None, Masks(masks.hidden, masks.total, shares), 0.1)
+    whole = ibot_loss(Scores(student), target, None, replace(masks, relaxed=shares), 0.1)
     (gradient,) = torch.autograd.grad(whole.sum(), shares)
     assert gradient[0, 1].abs().sum() == 0
     assert (gradient[masks.hidden.sum(-1) > 1] != 0).all()

@@ -1,6 +1,7 @@
 """The learner against a recomputation that takes one view, one pair and one token at a time, in fp64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ MakeLearner = Callable[..., Learner]
 
 def relax(masks: Masks) -> tuple[Masks, Tensor]:
     shares = masks.hidden.double().requires_grad_()
-    return Masks(masks.hidden, masks.total, shares), shares
+    return replace(masks, relaxed=shares), shares
 
 
 def balanced(logits: Tensor, temperature: float) -> Tensor:
@@ -152,7 +153,7 @@ def test_relaxed_masks_have_the_gradient_of_finite_differences(
     targets = learner.teacher_targets(views.global_views, relaxed, 0.05)
 
     def loss(shares: Tensor) -> Tensor:
-        relaxed = Masks(masks.hidden, masks.total, shares)
+        relaxed = replace(masks, relaxed=shares)
         return learner.losses(learner.student_outputs(views, relaxed), targets, relaxed).total
 
     (gradient,) = torch.autograd.grad(loss(shares), shares)
@@ -257,7 +258,7 @@ def test_recipes_without_local_views_or_hidden_tokens(make_learner: MakeLearner,
     learner = make_learner()
     views, masks = batch
     no_locals = RenderedViews(views.global_views, views.local_views[:0])
-    nothing = Masks(torch.zeros_like(masks.hidden), 0)
+    nothing = Masks.of(torch.zeros_like(masks.hidden), 0)
     losses = learner(no_locals, nothing, 0.05)
     losses.total.backward()
     assert losses.terms["ibot"] == 0

@@ -67,17 +67,18 @@ class MaskLaw:
         shape = (*counts.shape, self.side**2)
 
         if self.config.kind == "block":
-            hidden = block_masks(flat_counts, (self.side, self.side), seed=seed, step=step, sample=sample)
-            return Masks(hidden.view(shape), total)
+            grid = (self.side, self.side)
+            packed = block_masks(flat_counts, grid, total=total, seed=seed, step=step, sample=sample)
+            return Masks(packed.hidden.view(shape), packed.index, packed.weights)
         if bend is None:
             logits = torch.zeros(rows, self.side**2, device=device)
         else:
             logits = self._logits(bend.field, views, height, width).reshape(rows, -1)
-        drawn = sample_masks(logits, flat_counts, seed=seed, step=step, sample=sample)
+        drawn = sample_masks(logits, flat_counts, total=total, seed=seed, step=step, sample=sample)
         relaxed = None
         if bend is not None and logits.requires_grad:
             relaxed = _relax(drawn.hidden, drawn.perturbed, flat_counts, bend.temperature).view(shape)
-        return Masks(drawn.hidden.view(shape), total, relaxed)
+        return Masks(drawn.hidden.view(shape), drawn.index, drawn.weights, relaxed)
 
     def kl(self, bend: MaskBend) -> Tensor:
         """KL [B] to the recipe of the first patch drawn from the whole image: softmax(field) to equal shares.

@@ -1,0 +1,73 @@
+"""Masks in packed form: the list of hidden tokens beside the mask, and what both mask kernels share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PackedMasks(NamedTuple):
+    """Which of T tokens are hidden in each of N rows, and the list of the hidden ones in row-major order."""
+
+    hidden: Tensor  # [N, T] bool: True where the token is hidden
+    index: Tensor  # [total] int64: row * T + token of each hidden token
+    inverse: Tensor  # [N, T] int64: a hidden token's place in that list, -1 where the token is shown
+    weights: Tensor  # [total] fp32: 1 / how many its row hides, so that a row's weights sum to 1
+
+
+def pack_masks(hidden: Tensor, total: int) -> PackedMasks:
+    """Pack masks that are already made, by torch operations that never wait for the device.
+
+    Args:
+        hidden: bool [N, T].
+        total: how many are True, known to the caller; checked on the CPU alone.
+
+    Raises:
+        TypeError, ValueError: hidden has another dtype or shape, or another number is True.
+    """
+    if hidden.dtype != torch.bool or hidden.dim() != 2:
+        raise (TypeError if hidden.dtype != torch.bool else ValueError)(
+            f"pack_masks: hidden must be bool [N, T], got {str(hidden.dtype).removeprefix('torch.')} "
+            f"{list(hidden.shape)}."
+        )
+    counts = hidden.sum(1)
+    expect_total("pack_masks", counts, total)
+    return pack(hidden, counts, total)
+
+
+def pack(hidden: Tensor, counts: Tensor, total: int) -> PackedMasks:
+    """Pack `hidden` [N, T], of which row n has counts[n] and all rows have `total`."""
+    flat = hidden.flatten()
+    index = torch.nonzero_static(flat, size=total).squeeze(1)
+    inverse = torch.full_like(flat, -1, dtype=torch.int64)
+    inverse.scatter_(0, index, torch.arange(total, device=flat.device))
+    weights = counts.float().reciprocal().repeat_interleave(counts, output_size=total)
+    return PackedMasks(hidden, index, inverse.view(hidden.shape), weights)
+
+
+def expect_total(function: str, counts: Tensor, total: int) -> None:
+    """Refuse a `total` that is negative or, where looking does not wait for the device, not counts.sum()."""
+    if total < 0:
+        raise ValueError(f"{function}: total must be at least 0, got {total}.")
+    looks = counts.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and (found := int(counts.sum())) != total:
+        raise ValueError(f"{function}: total must be the sum of counts, {found}, got {total}.")
+
+
+def hide_highest(scores: Tensor, counts: Tensor) -> Tensor:
+    """Hide the counts[n] highest of scores [N, T], of equal ones the first: bool [N, T]."""
+    places = scores.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(scores.shape[1], device=scores.device) < counts[:, None]
+    return torch.zeros_like(chosen).scatter(1, places, chosen)
+
+
+def fake_masks(like: Tensor, rows: int, tokens: int, total: int) -> PackedMasks:
+    """Give tensors of the shapes and dtypes that the operators return, on the device of `like`."""
+    return PackedMasks(
+        like.new_empty((rows, tokens), dtype=torch.bool),
+        like.new_empty((total,), dtype=torch.int64),
+        like.new_empty((rows, tokens), dtype=torch.int64),
+        like.new_empty((total,), dtype=torch.float32),
+    )
