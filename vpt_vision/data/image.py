@@ -1,0 +1,133 @@
+"""From the bytes of an image file to upright RGB pixels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TypeAlias
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from vpt_vision.data.source import UnreadableSample
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow knows some forty more, each a way in for hostile bytes
+SCALES = (8, 4, 2)  # a JPEG's blocks of 8 x 8 come out this much smaller at no cost: less is computed
+
+# What simplejpeg refuses though no pixel is in doubt: JPEGs of some Samsung phones, and chroma sampled as in
+# none of the common layouts. Pillow reads both.
+ODDITIES = ("Invalid SOS parameters", "Could not determine subsampling")
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+# EXIF 2.32, tag 274: what brings the stored pixels [H, W, ...] upright
+UPRIGHT: dict[int, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def decode_image(name: str, data: bytes, at_least: int | None = None) -> Pixels:
+    """Decode a JPEG, PNG or WebP file to upright 8-bit RGB, with no crop and no resize.
+
+    Grey is repeated, a palette is looked up, alpha is dropped, of 16 bits the upper 8 are kept, CMYK is
+    converted as Pillow does, and the EXIF orientation is applied.
+
+    Args:
+        name: what an error calls the sample.
+        data: the file's bytes.
+        at_least: the shorter side in pixels that is enough. A JPEG comes out at 1/2, 1/4 or 1/8 of its size
+            (both sides rounded up), the smallest whose shorter side is no less. None for the full size.
+
+    Returns:
+        Pixels [H, W, 3] uint8, contiguous and writable.
+
+    Raises:
+        UnreadableSample: broken or foreign bytes, or more pixels than Pillow's limit against
+            decompression bombs.
+    """
+    with readable(name):
+        stored = open_image(data)
+        pixels = read_pixels(stored, data, jpeg_scale(stored, at_least))
+        return np.ascontiguousarray(upright(pixels, stored))
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises inside into `UnreadableSample`, and silence its remarks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, once for every such image
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
+            raise UnreadableSample(name, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Read the header alone; raises where the file is no image that we know, or claims too many pixels."""
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("not a JPEG, PNG or WebP image") from None  # Pillow's sentence holds an address
+
+
+def jpeg_scale(stored: Image.Image, at_least: int | None) -> int:
+    """How many times smaller the image may be decoded, so that no side falls below `at_least` pixels."""
+    if at_least is None or not _is_jpeg(stored):
+        return 1
+    return next((scale for scale in SCALES if -(-min(stored.size) // scale) >= at_least), 1)
+
+
+def read_pixels(stored: Image.Image, data: bytes, scale: int) -> Pixels:
+    """Decode the pixels [H, W, 3] of the opened `stored`, as they lie in its file `data`.
+
+    A `scale` of 2, 4 or 8, for a JPEG only, makes both sides that much smaller, rounded up.
+    """
+    if _is_jpeg(stored):
+        try:
+            return _read_jpeg(stored, data, scale)
+        except ValueError as error:
+            if not any(oddity in str(error) for oddity in ODDITIES):
+                raise
+        stored = open_image(data)  # anew: what is drafted forgets its size
+        stored.draft(stored.mode, (stored.width // scale, stored.height // scale))
+    if stored.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it at 255
+        stored = Image.fromarray((np.asarray(stored) >> 8).astype(np.uint8))
+    return np.array(stored.convert("RGB"))
+
+
+def upright(pixels: NDArray[np.generic], stored: Image.Image) -> NDArray[np.generic]:
+    """Return a view of `pixels` [H, W, ...] turned as the EXIF orientation of `stored` says."""
+    try:
+        orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata do not make the pixels unreadable
+        return pixels
+    turn = UPRIGHT.get(orientation)
+    return pixels if turn is None else turn(pixels)
+
+
+def _is_jpeg(stored: Image.Image) -> bool:
+    return stored.format in ("JPEG", "MPO")  # MPO: a JPEG with another behind it
+
+
+def _read_jpeg(stored: Image.Image, data: bytes, scale: int) -> Pixels:
+    # Pillow and torchvision let most damage inside a JPEG pass, as grey or shifted blocks; simplejpeg's
+    # strict mode, its default, raises wherever libjpeg-turbo complains.
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    if (width, height) != stored.size:  # a file made so that Pillow's limit on pixels is passed by
+        raise ValueError(f"its header holds two sizes: {stored.width}×{stored.height} and {width}×{height}")
+    least = {"min_height": -(-height // scale), "min_width": -(-width // scale)}
+    if colours in ("CMYK", "YCCK"):
+        inks = simplejpeg.decode_jpeg(data, "CMYK", **least)  # 255 for no ink, as Adobe writes them
+        return np.array(Image.fromarray(255 - inks, "CMYK").convert("RGB"))
+    return simplejpeg.decode_jpeg(data, "RGB", **least)
