@@ -22,12 +22,19 @@ def make_learner() -> Callable[..., Learner]:
     """Return a maker of tiny learners in fp64 and eval mode whose student has moved away from its teacher."""
 
     def make(
-        *, drop_path: float = 0.0, shared: bool = False, apart: float = 0.05, **settings: object
+        *,
+        drop_path: float = 0.0,
+        shared: bool = False,
+        store_scores: bool = True,
+        apart: float = 0.05,
+        **settings: object,
     ) -> Learner:
         torch.manual_seed(0)
         config = LearnerConfig(
             backbone=SMALL.model_copy(update={"drop_path": drop_path}),
-            head=HeadConfig(prototypes=24, hidden=32, bottleneck=16, shared=shared),
+            head=HeadConfig(
+                prototypes=24, hidden=32, bottleneck=16, shared=shared, store_scores=store_scores
+            ),
             **settings,
         )
         learner = Learner(config).double().eval()

@@ -8,7 +8,7 @@ from targets import probabilities
 
 from vpt_vision.errors import UserError
 from vpt_vision.learner.centring import Centre, sinkhorn_target
-from vpt_vision.learner.objectives import dino_loss, ibot_loss, token_weights
+from vpt_vision.learner.objectives import dino_loss, ibot_loss, relaxed_weights
 from vpt_vision.learner.scores import Scores, Target
 from vpt_vision.task import Masks
 
@@ -93,7 +93,7 @@ def test_ibot_loss_is_the_mean_over_views_of_the_mean_over_hidden_tokens(
     student = torch.randn(len(index), 6, dtype=torch.float64)
     target = target_of(torch.randn(len(index), 6, dtype=torch.float64), 0.3, balanced)
     q = probabilities(target)
-    losses = ibot_loss(Scores(student), target, index, Masks.of(hidden, len(index)), 0.1)
+    losses = ibot_loss(Scores(student), target, Masks.of(hidden, len(index)), 0.1)
     expected = torch.zeros(batch, dtype=torch.float64)
     row = 0
     for view in range(globals_):
@@ -118,11 +118,13 @@ def test_relaxed_masks_give_the_packed_value(balanced: bool) -> None:
     student, teacher, masks = dense_case()
     index = masks.hidden.flatten().nonzero().squeeze(1)
     relaxed = replace(masks, relaxed=masks.hidden.double())
-    packed = ibot_loss(Scores(student[index]), target_of(teacher[index], 0.3, balanced), index, masks, 0.1)
+    packed = ibot_loss(Scores(student[index]), target_of(teacher[index], 0.3, balanced), masks, 0.1)
     everywhere = (
-        sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten()) if balanced else target_of(teacher, 0.3, False)
+        sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten())
+        if balanced
+        else target_of(teacher, 0.3, False)
     )
-    torch.testing.assert_close(ibot_loss(Scores(student), everywhere, None, relaxed, 0.1), packed)
+    torch.testing.assert_close(ibot_loss(Scores(student), everywhere, relaxed, 0.1), packed)
 
 
 def test_relaxed_masks_have_the_gradient_of_finite_differences_and_none_where_nothing_is_hidden() -> None:
@@ -133,17 +135,17 @@ def test_relaxed_masks_have_the_gradient_of_finite_differences_and_none_where_no
     def loss(shares: torch.Tensor) -> torch.Tensor:
         hides = masks.hidden.any(-1, keepdim=True)
         moved = shares.where(hides, shares.detach())
-        return ibot_loss(Scores(student), target, None, replace(masks, relaxed=moved), 0.1)
+        return ibot_loss(Scores(student), target, replace(masks, relaxed=moved), 0.1)
 
     assert torch.autograd.gradcheck(loss, shares)
-    whole = ibot_loss(Scores(student), target, None, replace(masks, relaxed=shares), 0.1)
+    whole = ibot_loss(Scores(student), target, replace(masks, relaxed=shares), 0.1)
     (gradient,) = torch.autograd.grad(whole.sum(), shares)
     assert gradient[0, 1].abs().sum() == 0
     assert (gradient[masks.hidden.sum(-1) > 1] != 0).all()
 
 
-def test_token_weights_sum_to_one_where_anything_is_hidden() -> None:
+def test_relaxed_weights_sum_to_one_where_anything_is_hidden() -> None:
     _, _, masks = dense_case()
-    weights = token_weights(masks)
+    weights = relaxed_weights(masks.hidden.float(), masks.hidden)
     assert torch.equal(weights > 0, masks.hidden)
     torch.testing.assert_close(weights.sum(-1), masks.hidden.any(-1).float())

@@ -210,6 +210,25 @@ def test_gradient_reaches_all_of_the_student_and_nothing_else(
     assert all(p.grad is None for p in learner.teacher.parameters())
 
 
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
+def test_scores_made_anew_give_the_losses_and_gradients_of_stored_ones(
+    make_learner: MakeLearner, batch: Batch, centring: str, shared: bool, dense: bool
+) -> None:
+    views, masks = batch
+    found = []
+    for store_scores in (True, False):
+        learner = make_learner(store_scores=store_scores, centring=centring, shared=shared).train(not dense)
+        relaxed, shares = relax(masks) if dense else (masks, None)
+        losses = learner(views, relaxed, 0.05)
+        losses.total.backward()
+        gradients = {name: parameter.grad for name, parameter in learner.student.named_parameters()}
+        centres = [buffer.clone() for buffer in learner.buffers()]
+        found.append((losses, gradients, centres, None if shares is None else shares.grad))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_teacher_is_the_moving_average_of_the_student(make_learner: MakeLearner, momentum: float) -> None:
     learner = make_learner()

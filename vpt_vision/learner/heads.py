@@ -24,7 +24,7 @@ class HeadConfig(Config):
     weight_norm: bool = Field(True, description="compare with prototypes of unit length (DINO, DINOv2)")
     store_scores: bool = Field(
         True,
-        description="keep the [tokens, prototypes] similarities; false makes them anew, tile by tile, wherever "
+        description="keep the [tokens, prototypes] similarities; false makes them anew, tile by tile, where "
         "they are needed: much less memory, more arithmetic, the same result",
     )
     shared: bool = Field(False, description="one head for class token and patches, instead of one for each")

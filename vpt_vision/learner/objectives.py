@@ -32,28 +32,28 @@ def dino_loss(student: Scores, target: Target, batch: int, student_temperature: 
     return losses.view(views, batch).sum(0) / pairs
 
 
-def ibot_loss(
-    student: Scores, target: Target, index: Tensor | None, masks: Masks, student_temperature: float
-) -> Tensor:
+def ibot_loss(student: Scores, target: Target, masks: Masks, student_temperature: float) -> Tensor:
     """Return each sample's masked-patch loss [B] fp32, the mean over its global views.
 
     A view's loss is the mean over its hidden tokens of the cross-entropy of softmax(student / temperature)
     under q (iBOT, Zhou et al. 2022, equation 2); it is 0 where nothing is hidden, and still counts in the
-    mean, as in DINOv2. `student` and `target` have rows for the tokens `index` [M] of `masks.hidden`
-    flattened, or for all tokens where it is None.
+    mean, as in DINOv2. `student` and `target` have a row for each hidden token, in the order of
+    `masks.index`; with relaxed masks for every token, whose weights then carry the designer's gradient.
     """
     losses = distillation_loss(student, target, student_temperature)
-    if index is not None:
-        losses = losses.new_zeros(masks.hidden.numel()).index_copy(0, index, losses)
-    return (token_weights(masks) * losses.view(masks.hidden.shape)).sum(-1).mean(0)
+    if masks.relaxed is None:
+        every = losses.new_zeros(masks.hidden.numel())
+        weighed = every.index_copy(0, masks.index, masks.weights * losses)
+    else:
+        weighed = relaxed_weights(masks.relaxed, masks.hidden).flatten() * losses
+    return weighed.view(masks.hidden.shape).sum(-1).mean(0)
 
 
-def token_weights(masks: Masks) -> Tensor:
-    """Return fp32 weights [G, B, N]: 1 / (hidden tokens of the view) where hidden, else 0.
+def relaxed_weights(relaxed: Tensor, hidden: Tensor) -> Tensor:
+    """Return relaxed / Σ relaxed over each view's tokens, [G, B, N].
 
-    Relaxed masks give relaxed / Σ relaxed, equal in value, with the designer's gradient; a view that
-    hides nothing gives it none.
+    In value 1 / (hidden tokens of the view) where hidden, else 0. A view that hides nothing has weights 0
+    and gives the designer no gradient.
     """
-    shares = masks.hidden.float() if masks.relaxed is None else masks.relaxed
-    hides = masks.hidden.any(-1, keepdim=True)
-    return shares / shares.sum(-1, keepdim=True).where(hides, 1.0) * hides
+    hides = hidden.any(-1, keepdim=True)
+    return relaxed / relaxed.sum(-1, keepdim=True).where(hides, 1.0) * hides

@@ -11,6 +11,9 @@ from vpt_kernels import (
     Potentials,
     centre_potentials,
     masked_distillation_loss,
+    prototype_centre_potentials,
+    prototype_loss,
+    prototype_potentials,
     sinkhorn_potentials,
 )
 from vpt_vision import collectives
@@ -46,8 +49,6 @@ class Scores(NamedTuple):
         group = collectives.group()
         if self.prototypes is None:
             return sinkhorn_potentials(self.rows, temperature, weights=weights, group=group)
-        from vpt_kernels.prototype_loss import prototype_potentials  # TEMPORARY
-
         return prototype_potentials(
             self.rows,
             self.prototypes,
@@ -61,8 +62,6 @@ class Scores(NamedTuple):
         """Return the potentials of softmax((scores - centre [K]) / temperature)."""
         if self.prototypes is None:
             return centre_potentials(self.rows, temperature, centre)
-        from vpt_kernels.prototype_loss import prototype_centre_potentials  # TEMPORARY
-
         return prototype_centre_potentials(
             self.rows, self.prototypes, temperature, centre, weight_norm=self.weight_norm
         )
@@ -99,8 +98,6 @@ def distillation_loss(
             teacher_temperature=target.temperature,
             rows=partners,
         )
-    from vpt_kernels.prototype_loss import prototype_loss  # TEMPORARY
-
     return prototype_loss(
         student.rows,
         student.prototypes,

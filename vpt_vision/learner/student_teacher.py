@@ -82,7 +82,6 @@ class Targets(NamedTuple):
 
     cls: Target  # G·B rows, view by view
     patches: Target | None  # rows as in Outputs.patches
-    hidden_index: Tensor | None  # [M] int64 of G·B·N tokens: those with rows; None where all have one
     gram: Tensor | None  # [G·B, N, D]: patches of the anchor
 
 
@@ -161,16 +160,14 @@ class Learner(nn.Module):
         """
         images = global_views.flatten(0, 1)
         features = self.teacher.backbone(images)
-        index = _hidden_index(masks)
-        cls, patches = self.teacher.project(features.cls, self._patch_rows(features, index))
+        cls, patches = self.teacher.project(features.cls, self._patch_rows(features, masks))
         patch_target = None
         if patches is not None:
-            fitted = masks.hidden.flatten() if index is None else None
+            fitted = None if masks.relaxed is None else masks.hidden.flatten()
             patch_target = self._target(patches, temperature, self.patch_centre, fitted)
         return Targets(
             cls=self._target(cls, temperature, self.cls_centre),
             patches=patch_target,
-            hidden_index=index,
             gram=None if self.anchor is None else self.anchor(images).patches,
         )
 
@@ -207,9 +204,7 @@ class Learner(nn.Module):
         if "dino" in self.weights:
             per_sample["dino"] = dino_loss(outputs.cls, targets.cls, batch, temperature)
         if outputs.patches is not None and targets.patches is not None:
-            per_sample["ibot"] = ibot_loss(
-                outputs.patches, targets.patches, targets.hidden_index, masks, temperature
-            )
+            per_sample["ibot"] = ibot_loss(outputs.patches, targets.patches, masks, temperature)
         terms.update({term: losses.mean() for term, losses in per_sample.items()})
         if "koleo" in self.weights:
             views = outputs.global_features.cls.view(-1, batch, self.student.backbone.dim)
@@ -238,16 +233,19 @@ class Learner(nn.Module):
         heads = (self.student.cls_head, self.student.patch_head)
         return [head.prototypes for head in heads if head is not None]
 
-    def _patch_rows(self, features: Features, index: Tensor | None) -> Tensor | None:
-        """Return the patch tokens [M, D] that the iBOT loss compares, or None where it is left out."""
+    def _patch_rows(self, features: Features, masks: Masks) -> Tensor | None:
+        """Return the tokens that the iBOT loss compares: the hidden ones [M, D], or all with relaxed masks.
+
+        None where the loss is left out.
+        """
         if "ibot" not in self.weights:
             return None
         rows = features.patches.flatten(0, 1)
-        return rows if index is None else rows.index_select(0, index)
+        return rows.index_select(0, masks.index) if masks.relaxed is None else rows
 
     def _answer(self, global_features: Features, local_features: Features | None, masks: Masks) -> Outputs:
         views = [global_features] if local_features is None else [global_features, local_features]
-        rows = self._patch_rows(global_features, _hidden_index(masks))
+        rows = self._patch_rows(global_features, masks)
         cls, patches = self.student.project(torch.cat([features.cls for features in views]), rows)
         return Outputs(cls, patches, global_features)
 
@@ -262,10 +260,3 @@ class Learner(nn.Module):
 def _hidden_shares(masks: Masks) -> Tensor:
     """Return how far each token of each global view is hidden, [G·B, N]: bool, or relaxed fp32."""
     return (masks.hidden if masks.relaxed is None else masks.relaxed).flatten(0, 1)
-
-
-def _hidden_index(masks: Masks) -> Tensor | None:
-    """Return the flat indices [M] of the hidden tokens; None for relaxed masks, where every token counts."""
-    if masks.relaxed is not None:
-        return None
-    return torch.nonzero_static(masks.hidden.flatten(), size=masks.total).squeeze(1)
