@@ -156,6 +156,8 @@ def _reference(
         part = table[:, [lines[state[0]] for state in going], taken - begin : taken - begin + several]
         going = _advance(going, part.tolist(), covered, height, width, min_patches)
         taken += several
+    if not covered:
+        return counts.new_empty(0, patches, dtype=torch.bool)
     return _bits(covered, patches).to(counts.device)
 
 
@@ -251,4 +253,4 @@ def _bits(masks: list[int], patches: int) -> Tensor:
     packed = bytearray(b"".join([mask.to_bytes(size, "little") for mask in masks]))
     octets = torch.frombuffer(packed, dtype=torch.uint8).view(len(masks), size, 1)
     bits = (octets >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.bool().view(len(masks), 8 * size)[:, :patches]
+    return bits.bool().view(len(masks), 8 * size)[:, :patches].contiguous()

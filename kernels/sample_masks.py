@@ -56,7 +56,8 @@ def sample_masks(
     low, high = seed_words(name, seed, step)
     sample = sample.to(logits.device, non_blocking=True)
     counts = counts.to(logits.device, non_blocking=True)
-    return MaskSample(*sample_masks_op(logits, counts, sample, total, low, high, step))
+    perturbed, *masks = sample_masks_op(logits, counts, sample, total, low, high, step)
+    return MaskSample(*masks, perturbed)
 
 
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -66,10 +67,10 @@ _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def sample_masks_op(
     logits: Tensor, counts: Tensor, sample: Tensor, total: int, seed_low: int, seed_high: int, step: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Draw what `sample_masks` promises, its arguments checked and its seed in two words."""
+    """Draw what `sample_masks` promises, the perturbed logits first; the seed is in two words."""
     uniform = reference_keyed_uniform(sample, seed_low, seed_high, step, SAMPLE_MASKS_STREAM, logits.shape[1])
-    perturbed = logits - (-uniform.log()).log()
-    return *pack(hide_highest(perturbed, counts), counts, total), perturbed
+    perturbed = logits.contiguous() - (-uniform.log()).log()
+    return perturbed, *pack(hide_highest(perturbed, counts), counts, total)
 
 
 @sample_masks_op.register_kernel("cuda")
@@ -85,15 +86,15 @@ def _(
 def _(
     logits: Tensor, counts: Tensor, sample: Tensor, total: int, seed_low: int, seed_high: int, step: int
 ) -> _Outputs:
-    return *fake_masks(logits, *logits.shape, total), logits.new_empty(logits.shape)
+    return logits.new_empty(logits.shape), *fake_masks(logits, *logits.shape, total)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
-    ctx.mark_non_differentiable(*output[:4])
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    return gradients[4], None, None, None, None, None, None  # perturbed = logits + noise
+    return gradients[0], None, None, None, None, None, None  # perturbed = logits + noise
 
 
 sample_masks_op.register_autograd(_backward, setup_context=_setup_context)

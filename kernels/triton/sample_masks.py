@@ -58,12 +58,12 @@ def sample_masks_kernel(
 def sample_masks(
     logits: Tensor, counts: Tensor, sample: Tensor, total: int, seed_low: int, seed_high: int, step: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Launch `sample_masks_kernel`: hidden, index, inverse, weights and perturbed."""
+    """Launch `sample_masks_kernel`: perturbed, hidden, index, inverse and weights."""
     rows, tokens = logits.shape
     masks = empty_masks(logits, rows, tokens, total)
     perturbed = torch.empty((rows, tokens), dtype=torch.float32, device=logits.device)
     if perturbed.numel() == 0:
-        return *masks, perturbed
+        return perturbed, *masks
     with on_device_of(logits):
         sample_masks_kernel[(rows,)](
             logits,
@@ -82,4 +82,4 @@ def sample_masks(
             BLOCK=block(tokens, most=4096, least=4),
             num_warps=warps(tokens),
         )
-    return *masks, perturbed
+    return perturbed, *masks

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vpt_kernels import keyed_uniform
-from vpt_kernels.random import _to_open_unit, philox
+from vpt_kernels.random import _to_open_unit, keyed_uniform_op, philox
 
 
 def scalar_philox(counter, key):
@@ -64,6 +64,20 @@ def test_a_draw_depends_on_its_keys_alone():
 def test_empty_and_scalar_keys(shape):
     assert keyed_uniform(0, 0, torch.zeros(shape, dtype=torch.int64), 0, 3).shape == (*shape, 3)
     assert keyed_uniform(0, 0, torch.zeros(shape, dtype=torch.int64), 0, 0).shape == (*shape, 0)
+
+
+def test_operator():
+    for sample in (torch.arange(6).view(2, 3).T, torch.tensor(5), torch.zeros(0, dtype=torch.int64)):
+        torch.library.opcheck(keyed_uniform_op, (sample, 2**32 - 1, 7, 2**32 - 1, 9, 6, 4))
+
+
+def test_compiles():
+    def draw(sample, step):
+        return keyed_uniform(2**64 - 1, step, sample, 3, 5).log()
+
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    for step in (0, 1, 2, 2**32 - 1):
+        assert torch.equal(compiled(torch.arange(4), step), draw(torch.arange(4), step))
 
 
 def test_the_interval_is_open():
