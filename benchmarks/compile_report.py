@@ -2,7 +2,7 @@
 
     python benchmarks/compile_report.py [--target sm_90 ...] [--only FUNCTION ...]
 
-Calls the public functions of `specimens.py`, forward and backward, with tensors that have no storage,
+Calls the public functions of `harness/specimens.py`, forward and backward, with tensors that have no storage,
 while Triton takes a fake driver for a GPU and compiles instead of launching: block sizes, dtypes and the
 alignment of every argument are those of a real launch, for the launch's own code chose them. Prints a line
 for each kernel compiled and exits with 1 and a sentence if one does not compile or keeps registers in memory
@@ -28,7 +28,7 @@ if os.environ.pop("TRITON_INTERPRET", "0") not in ("", "0"):
 
 import torch
 import triton
-from specimens import SPECIMENS, Specimen
+from harness.specimens import SPECIMENS, Specimen
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction

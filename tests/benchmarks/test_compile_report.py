@@ -37,7 +37,7 @@ def test_every_kernel_compiles_and_none_spills(folder, target):
     done = run([str(folder / "compile_report.py")], "--target", target, cwd=folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     reported = set(re.findall(r"^\| (\w+\.\w+) ", done.stdout, flags=re.MULTILINE))
-    assert launched() <= reported, "give the new kernel a line in SPECIMENS of benchmarks/specimens.py"
+    assert launched() <= reported, "give the new kernel a line in SPECIMENS of harness/specimens.py"
     registers = [
         int(number) for number in re.findall(r"^\| \w+\.\w+ +\| [^|]+\| (\d+)", done.stdout, flags=re.M)
     ]
@@ -48,7 +48,8 @@ def test_every_kernel_compiles_and_none_spills(folder, target):
 SPILLING = """
 import sys
 sys.path.insert(0, {folder!r})
-import compile_report, specimens, torch, triton
+import compile_report, torch, triton
+from harness import specimens
 sys.path.insert(0, {here!r})
 import spilling
 

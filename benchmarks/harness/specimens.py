@@ -201,8 +201,8 @@ def with_total(function: Callable[..., Any], total: int) -> dict[str, int]:
 
 def _plackett_luce(device: Device, batch: int, patches: int) -> None:
     scores = torch.randn(batch, patches, device=device, requires_grad=True)
-    order = torch.arange(patches, device=device).expand(batch, patches).contiguous()
-    made = vpt_kernels.plackett_luce_log_prob(scores, order, counts(device, batch, patches))
+    perturbed = torch.randn(batch, patches, device=device)
+    made = vpt_kernels.plackett_luce_log_prob(scores, perturbed, counts(device, batch, patches))
     _backward(made, [scores])
 
 
