@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import nn
 
 from vpt_vision.data import FashionScenes, FashionScenesConfig
-from vpt_vision.data.order import samples_at
+from vpt_vision.data.order import Order
 from vpt_vision.designers import CropsConfig, FixedDesigner, MasksConfig, PhotometricsConfig, RecipeConfig
 from vpt_vision.export import save_backbone
 from vpt_vision.learner import Backbone, BackboneConfig
@@ -61,6 +61,7 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     scenes = FashionScenes(SCENES, SOURCE_SIZE)
+    order = Order(options.seed, len(scenes))
     backbone = Backbone(BACKBONE)
     head = nn.Linear(backbone.dim, len(scenes.classes))
     designer, renderer = FixedDesigner(RECIPE, backbone.patch_size), Renderer()
@@ -69,7 +70,7 @@ def main() -> None:
         scheduled = scheduled_values(SCHEDULE, step, options.steps)
         for group in optimiser.param_groups:
             group.update(lr=scheduled.learning_rate, weight_decay=scheduled.weight_decay)
-        index = samples_at(options.seed, len(scenes), step * BATCH, BATCH)
+        index = order.samples(step * BATCH, BATCH)
         samples = [scenes[int(number)] for number in index]
         images = torch.stack([sample.image for sample in samples])
         labels = torch.tensor([sample.label for sample in samples])

@@ -207,3 +207,49 @@ class TestUnreadable:
 
     def test_bad_depth(self):
         self.fails("depth map is a PNG of mode L", encode(smooth(8, 8)), None, encode(smooth(8, 8)[..., 0]))
+
+
+class TestDepthInMetres:
+    def npy(self, array, **options):
+        file = io.BytesIO()
+        np.save(file, array, **options)
+        return file.getvalue()
+
+    @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+    def test_is_read_as_it_is(self, kind):
+        metres = RNG.uniform(0, 80, (24, 40)).astype(kind)
+        metres[3, 20:22] = np.nan, np.inf
+        exif = Image.Exif()
+        exif[274] = 6
+        depth = decode("x", 24, encode(smooth(24, 40), exif=exif), None, self.npy(metres)).depth
+        metres[3, 20:22] = 0
+        assert depth.dtype == torch.float32
+        assert np.array_equal(depth, UPRIGHT[6](centre_square(metres)).astype(np.float32))
+
+    @pytest.mark.parametrize(
+        ("array", "match"),
+        [
+            (np.ones((8, 8), np.int32), r"an array \[8, 8\] of int32"),
+            (
+                np.ones((8, 9)),
+                r"an array \[8, 9\] of float64, not a floating-point one of the image's \[8, 8\]",
+            ),
+            (np.ones((8, 8, 1)), r"an array \[8, 8, 1\]"),
+        ],
+    )
+    def test_other_arrays_are_refused(self, array, match):
+        with pytest.raises(UnreadableSample, match=match):
+            decode("x", 8, encode(smooth(8, 8)), None, self.npy(array))
+
+    def test_no_pickle_is_read(self, tmp_path):
+        class Hostile:
+            def __reduce__(self):
+                return (tmp_path.joinpath("was run").touch, ())
+
+        with pytest.raises(UnreadableSample, match="allow_pickle=False"):
+            decode("x", 8, encode(smooth(8, 8)), None, self.npy(np.array([[Hostile()]]), allow_pickle=True))
+        assert not list(tmp_path.iterdir())
+
+    def test_cut_off(self):
+        with pytest.raises(UnreadableSample, match="its depth map: "):
+            decode("x", 8, encode(smooth(8, 8)), None, self.npy(np.ones((8, 8)))[:-9])

@@ -32,8 +32,11 @@ class Numbers:
 
     def __getitem__(self, index):
         if index in self.broken:
-            raise UnreadableSample(f"{index}.jpg", "broken")
+            raise UnreadableSample(self.name(index), "broken")
         return Sample(torch.full((3, 2, 2), index % 256, dtype=torch.uint8), index)
+
+    def name(self, index):
+        return f"{index}.jpg"
 
 
 class WorkerFacts(Numbers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from vpt_vision.data.image import jpeg_scale, open_image, read_pixels, readable, upright
+
+NPY = b"\x93NUMPY"  # how a file of numpy's begins
 
 
 class Decoded(NamedTuple):
@@ -36,7 +39,8 @@ def decode(
         size: side of the result, pixels.
         image: a JPEG, PNG or WebP file.
         segmentation: an 8-bit grey or palette PNG: the class of each pixel.
-        depth: a 16-bit grey PNG in millimetres, 0 where unknown.
+        depth: a 16-bit grey PNG in millimetres, 0 where unknown, or a floating-point array of numpy's
+            (`.npy`) in metres, 0 or not finite where unknown. Pickled objects are refused.
 
     Raises:
         UnreadableSample: broken or foreign bytes, more pixels than Pillow's limit against decompression
@@ -70,8 +74,24 @@ def _segmentation(data: bytes, image: Image.Image, size: int) -> Tensor:
 
 
 def _depth(data: bytes, image: Image.Image, size: int) -> Tensor:
+    if data.startswith(NPY):
+        return torch.from_numpy(_square(_metres(data, image), image, size, Image.Resampling.NEAREST))
     stored = _map("depth map", data, image, {"I;16", "I"}, "a 16-bit grey PNG")
     return torch.from_numpy(_square(stored, image, size, Image.Resampling.NEAREST).astype(np.float32) / 1000)
+
+
+def _metres(data: bytes, image: Image.Image) -> Image.Image:
+    """Read a depth map of numpy's; what is not finite becomes 0."""
+    try:
+        stored = np.load(BytesIO(data), allow_pickle=False)
+    except Exception as error:
+        raise ValueError(f"its depth map: {error}") from error
+    if not np.issubdtype(stored.dtype, np.floating) or stored.shape != (image.height, image.width):
+        raise ValueError(
+            f"its depth map is an array {list(stored.shape)} of {stored.dtype}, not a floating-point one of "
+            f"the image's [{image.height}, {image.width}]"
+        )
+    return Image.fromarray(np.nan_to_num(stored.astype(np.float32), nan=0, posinf=0, neginf=0))
 
 
 def _map(kind: str, data: bytes, image: Image.Image, modes: set[str], expected: str) -> Image.Image:

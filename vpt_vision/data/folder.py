@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from vpt_vision.data.decode import decode
 from vpt_vision.data.labels import number_names, parse_class
-from vpt_vision.data.members import CLASS, DEPTH, IMAGES, SEGMENTATION
+from vpt_vision.data.members import CLASS, DEPTH, DEPTH_METRES, IMAGES, SEGMENTATION
 from vpt_vision.data.source import Sample, UnreadableSample
+from vpt_vision.data.stored import Stored
 from vpt_vision.errors import UserError
 from vpt_vision.schema import Config
 
@@ -56,29 +57,54 @@ class Folder:
         # Arrays, not lists: worker processes then share one copy, as no reference count is ever written.
         self._paths = np.array([os.fsencode(path) for path in images])
         self._labels = np.array([-1 if label is None else label for label in labels])
-        self._has_map = {
-            suffix: np.array([_stem(path) + suffix in present for path in images])
-            for suffix in (SEGMENTATION, DEPTH)
-        }
+        self._segmentations = np.array([os.fsencode(_beside(path, present, SEGMENTATION)) for path in images])
+        self._depths = np.array([os.fsencode(self._depth(path, present)) for path in images])
+        self.faults: list[str] = []
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Sample:
-        path = os.fsdecode(self._paths[index])
-        name = str(self.root / path)
-        try:
-            image = Path(name).read_bytes()
-            maps = [
-                (self.root / (_stem(path) + suffix)).read_bytes() if present[index] else None
-                for suffix, present in self._has_map.items()
-            ]
-        except OSError as error:
-            raise UnreadableSample(name, error.strerror or str(error)) from error
+        return self.stored(index).decoded(self.name(index), index, self.size)
+
+    def name(self, index: int) -> str:
+        """The image's path."""
+        return str(self.root / os.fsdecode(self._paths[index]))
+
+    def stored(self, index: int) -> Stored:
+        """Read the files of one sample; raises `UnreadableSample` where it cannot."""
         label = int(self._labels[index])
-        return Sample(
-            index=index, label=None if label < 0 else label, **decode(name, self.size, image, *maps)._asdict()
+        try:
+            image, segmentation, depth = (
+                (self.root / path).read_bytes() if path else None for path in self._files(index)
+            )
+        except OSError as error:
+            raise UnreadableSample(self.name(index), error.strerror or str(error)) from error
+        assert image is not None
+        return Stored(
+            key=_stem(os.fsdecode(self._paths[index])),
+            image=image,
+            label=None if label < 0 else label,
+            segmentation=segmentation,
+            depth=depth,
         )
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Bytes of each sample [N], maps included; what is missing counts nothing."""
+        paths = ([self.root / path for path in self._files(index) if path] for index in range(len(self)))
+        return np.array(
+            [sum(path.stat().st_size for path in sample if path.exists()) for sample in paths], np.int64
+        )
+
+    def _files(self, index: int) -> list[str]:
+        """Paths of image, segmentation map and depth map below the root; '' where there is no such map."""
+        return [os.fsdecode(paths[index]) for paths in (self._paths, self._segmentations, self._depths)]
+
+    def _depth(self, path: str, present: set[str]) -> str:
+        found = [beside for suffix in (DEPTH, DEPTH_METRES) if (beside := _beside(path, present, suffix))]
+        if len(found) > 1:
+            raise UserError(f"{self.root} holds both {' and '.join(found)}: keep one depth map per image.")
+        return found[0] if found else ""
 
     def _written_class(self, path: str, present: set[str]) -> int | None:
         beside = _stem(path) + CLASS
@@ -125,6 +151,12 @@ def _cannot_list(error: OSError) -> NoReturn:
 def _is_image(path: str) -> bool:
     lower = path.lower()
     return lower.endswith(IMAGES) and not lower.endswith((SEGMENTATION, DEPTH))
+
+
+def _beside(path: str, present: set[str], suffix: str) -> str:
+    """The file of an image's name with another suffix, if it is there, or ''."""
+    beside = _stem(path) + suffix
+    return beside if beside in present else ""
 
 
 def _stem(path: str) -> str:

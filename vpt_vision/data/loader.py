@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
+from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from threading import Thread
 from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vpt_vision.data.order import samples_at, substitutes
-from vpt_vision.data.source import Sample, Source, UnreadableSample
+from vpt_vision.data.order import Order
+from vpt_vision.data.prefetch import Prefetcher
+from vpt_vision.data.source import Grouped, Sample, Source, UnreadableSample
+from vpt_vision.data.workers import Watch, deaths_are_told_in_turn, obey_parent_only
 from vpt_vision.errors import UserError
 
 TRIES = 100  # substitutes in a row that cannot be read before the source is given up
 JUDGED_OVER = 1000  # reads: the share of unreadable ones is taken over at least so many
+NAMED = 3  # shards that an error names
 
 
 class Unreadable(NamedTuple):
@@ -29,6 +29,7 @@ class Unreadable(NamedTuple):
 
     name: str
     reason: str
+    shard: str | None = None  # where it lies, if in a shard
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -48,13 +49,14 @@ class Batch:
 
 
 class LoaderState(TypedDict):
-    """Where a loader stands, counted in samples handed out."""
+    """Where a loader stands, counted in samples handed out to all ranks together."""
 
     epoch: int
     position: int  # in the epoch
     samples: int  # in the source
-    reads: int
+    reads: int  # by this rank
     unreadable: int  # of the reads
+    unreadable_by_shard: dict[str, int]  # of those, what lies in shards
 
 
 class Loader:
@@ -65,52 +67,87 @@ class Loader:
     the place of an unreadable sample comes another one, chosen by (seed, place). The global random number
     generators are left alone.
 
+    The ranks of a distributed run take turns along one row of samples, a batch each: what they see is
+    disjoint, and together it is the data set. The state counts places of that row. It is the same on
+    every rank that has taken as many batches, and may be loaded with any other number of ranks, workers
+    or images per batch, at an epoch's end as inside one: the row goes on where it stopped, exactly.
+
     Args:
         source: what to read; worker processes hold copies of it.
-        batch_size: images per batch.
+        batch_size: images per batch and rank.
         seed: 0 or more; another seed gives another order.
         workers: processes that read ahead; 0 reads in this one.
         max_unreadable: share of unreadable ones among the images read that is still put up with. It is
-            taken over at least 1,000 reads, so that a few broken files early on do not end a run.
+            taken over at least 1,000 reads, so that a few broken files early on do not end a run, and over
+            at least an epoch where samples lie in remote shards, so that one lost shard does not.
+        rank: whose batches these are, from 0 to `world_size` - 1.
+        world_size: how many loaders share the row, each in a process of its own.
 
     Raises:
         UserError: the source is empty; while iterating, more than `max_unreadable` of it is
-            unreadable, or 100 tries in a row were.
+            unreadable, 100 tries in a row were, or a worker process died.
     """
 
     def __init__(
-        self, source: Source, *, batch_size: int, seed: int, workers: int = 0, max_unreadable: float = 0.01
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        max_unreadable: float = 0.01,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if not len(source):
             raise UserError("the source to train on has no sample: name another one.")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} of {world_size} does not exist: ranks go from 0 to world_size - 1.")
         self.source = source
         self.batch_size = batch_size
         self.seed = seed
         self.workers = workers
         self.max_unreadable = max_unreadable
+        self.rank = rank
+        self.world_size = world_size
+        self._order = Order(seed, len(source), source.groups if isinstance(source, Grouped) else None)
         self._place = 0
         self._reads = 0
         self._unreadable = 0
+        self._by_shard: Counter[str] = Counter()
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Go on from the loader's state, in which a batch counts as soon as it is handed out.
 
         One iteration at a time; `close()` on the returned generator, or dropping it, ends the workers.
         """
-        batches = DataLoader(
-            _Reader(self.source, self.seed),
+        watch = Watch(self.workers)
+        loader = DataLoader(
+            _Reader(self.source, self._order, watch),
             batch_size=None,  # the requests are batches already
             sampler=self._requests(self._place),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_obey_parent_only,
+            worker_init_fn=obey_parent_only,
             generator=torch.Generator(),  # the workers' seeds would else be drawn from the global one
         )
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
-            self._count(batch)
-            yield batch
+        batches = iter(loader)
+        try:
+            with deaths_are_told_in_turn():
+                while True:
+                    batch: Batch | UserError | None
+                    try:
+                        batch = next(batches)
+                    except RuntimeError:
+                        batch = watch.report(getattr(batches, "_workers", ()), self.source.name)
+                        if batch is None:
+                            raise
+                    if isinstance(batch, UserError):
+                        raise batch
+                    self._count(batch)
+                    yield batch
+        finally:
+            del batches  # ends the workers, even while someone holds on to the error's traceback
 
     def state_dict(self) -> LoaderState:
         """Where the next batch begins; what workers have read ahead does not count."""
@@ -121,6 +158,7 @@ class Loader:
             "samples": len(self.source),
             "reads": self._reads,
             "unreadable": self._unreadable,
+            "unreadable_by_shard": dict(self._by_shard),
         }
 
     def load_state_dict(self, state: LoaderState) -> None:
@@ -136,21 +174,35 @@ class Loader:
         self._place = state["epoch"] * state["samples"] + state["position"]
         self._reads = state["reads"]
         self._unreadable = state["unreadable"]
+        self._by_shard = Counter(state["unreadable_by_shard"])
 
     def _requests(self, place: int) -> Iterator[_Request]:
-        while True:
-            samples = samples_at(self.seed, len(self.source), place, self.batch_size)
-            yield _Request(place, samples.tolist())
-            place += self.batch_size
+        place += self.rank * self.batch_size
+        prefetcher = (
+            Prefetcher(self.source.prefetch, self._order, place)
+            if isinstance(self.source, Grouped) and self._order.groups is not None
+            else nullcontext()
+        )
+        with prefetcher as ahead:
+            while True:
+                if ahead is not None:
+                    ahead.reached(place)
+                samples = self._order.samples(place, self.batch_size)
+                yield _Request(place, samples.tolist())
+                place += self.world_size * self.batch_size
 
     def _count(self, batch: Batch) -> None:
-        self._place += self.batch_size
+        self._place += self.world_size * self.batch_size
         self._reads += self.batch_size + len(batch.unreadable)  # each one led to one more read
         self._unreadable += len(batch.unreadable)
-        if batch.unreadable and self._unreadable > self.max_unreadable * max(self._reads, JUDGED_OVER):
+        self._by_shard.update(skipped.shard for skipped in batch.unreadable if skipped.shard is not None)
+        least = JUDGED_OVER if self._order.groups is None else max(JUDGED_OVER, len(self.source))
+        if batch.unreadable and self._unreadable > self.max_unreadable * max(self._reads, least):
+            worst = ", ".join(f"{count} in {shard}" for shard, count in self._by_shard.most_common(NAMED))
             raise UserError(
                 f"{self._unreadable} of {self._reads} images read ({self._unreadable / self._reads:.1%}) are "
-                f"unreadable, the last {batch.unreadable[-1]}: mend the data, or raise max_unreadable."
+                f"unreadable, {f'by shard {worst}, ' if worst else ''}the last "
+                f"{batch.unreadable[-1]}: mend the data, or raise max_unreadable."
             )
 
 
@@ -164,9 +216,10 @@ class _Request(NamedTuple):
 class _Reader(Dataset["Batch | UserError"]):
     """Reads a source by the batch, in whatever process."""
 
-    def __init__(self, source: Source, seed: int) -> None:
+    def __init__(self, source: Source, order: Order, watch: Watch) -> None:
         self.source = source
-        self.seed = seed
+        self.order = order
+        self.watch = watch
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         """Return an error instead of raising it: from a worker its sentence would come inside a traceback."""
@@ -185,33 +238,13 @@ class _Reader(Dataset["Batch | UserError"]):
         )
 
     def _sample(self, place: int, index: int, unreadable: list[Unreadable]) -> Sample:
-        tries = substitutes(self.seed, len(self.source), place)
-        for candidate in (index, *islice(tries, TRIES - 1)):
+        for candidate in (index, *islice(self.order.substitutes(place), TRIES - 1)):
+            self.watch.reading(candidate)
             try:
                 return self.source[candidate]
             except UnreadableSample as error:
-                unreadable.append(Unreadable(error.name, error.reason))
+                unreadable.append(Unreadable(error.name, error.reason, error.shard))
         raise UserError(
             f"{TRIES} of {TRIES} images tried in a row (100.0%) are unreadable, the last {unreadable[-1]}: "
             "mend the data."
         )
-
-
-def _obey_parent_only(worker: int) -> None:
-    """Keep a worker at work when a signal goes to all processes of a run: Ctrl-C, or a scheduler's SIGTERM.
-
-    It is for the main process to answer such a signal, and it needs batches until it has saved.
-    A SIGTERM that the main process itself sends ends the worker, and so does the main process's death.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # where a signal's sender can be told
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_when_told, daemon=True).start()
-
-
-def _end_when_told() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)

@@ -4,3 +4,4 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 CLASS = ".cls"  # text: one class number
 SEGMENTATION = ".seg.png"  # 8-bit: the class of each pixel
 DEPTH = ".depth.png"  # 16-bit: millimetres
+DEPTH_METRES = ".depth.npy"  # floating point: metres

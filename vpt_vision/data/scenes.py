@@ -124,6 +124,10 @@ class FashionScenes:
             depth=torch.from_numpy(depth),
         )
 
+    def name(self, index: int) -> str:
+        """The number of the scene."""
+        return f"scene {index}"
+
     def _compose(self, index: int) -> tuple[Bytes, Ints, Floats, int]:
         config = self.config
         split = list(SPLITS).index(config.split)

@@ -1,28 +1,45 @@
-"""WebDataset shards on a local disk, with random access to every sample."""
+"""WebDataset shards, here or far away, with random access to every sample."""
 
 from __future__ import annotations
 
 import glob
 import logging
 import os
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
-from vpt_vision.data.decode import decode
-from vpt_vision.data.labels import number_names, parse_class
-from vpt_vision.data.members import CLASS, DEPTH, IMAGES, SEGMENTATION
+from vpt_vision.data.labels import number_names
+from vpt_vision.data.members import IMAGES
+from vpt_vision.data.order import Groups
+from vpt_vision.data.shard_cache import GIGABYTE, RemoteConfig, ShardCache
+from vpt_vision.data.shard_index import (
+    SUFFIX,
+    ShardIndex,
+    Span,
+    common_classes,
+    index_path,
+    index_shard,
+    parse_index,
+    read_span,
+    write_index,
+)
 from vpt_vision.data.source import Sample, UnreadableSample
+from vpt_vision.data.stored import Stored
+from vpt_vision.data.transfer import Unreachable, check_reach, is_remote, read, version
 from vpt_vision.errors import UserError
 from vpt_vision.schema import Config
 
 _LOG = logging.getLogger(__name__)
+
+NOWHERE = Span(-1, -1)
+ASKED_AT_A_TIME = 16  # remote shards whose indexes are fetched at once
 
 
 class ShardsConfig(Config):
@@ -30,21 +47,13 @@ class ShardsConfig(Config):
 
     kind: Literal["shards"]
     path: str = Field(
-        description="local tar files, by a glob or braces: data/train-*.tar, data/train-{000000..000009}.tar"
+        description="tar files: a glob (data/train-*.tar), braces (data/train-{000000..000009}.tar), or with "
+        "braces http(s)://, s3:// or another URL of fsspec, or pipe:command; several are joined by '::'"
     )
     classes: int | None = Field(
         None, ge=1, description="number of classes that .cls members name; unset: one more than the largest"
     )
-
-
-class Span(NamedTuple):
-    """Where a member's bytes lie in its shard."""
-
-    offset: int
-    length: int
-
-
-NOWHERE = Span(-1, -1)
+    remote: RemoteConfig = Field(RemoteConfig(), description="how shards that lie elsewhere are read")
 
 
 class Shards:
@@ -52,132 +61,199 @@ class Shards:
 
     A sample is what shares the name before its first dot (WebDataset's convention): `.jpg .jpeg .png .webp`
     is its image, `.cls` its class in text, `.seg.png` its segmentation map, `.depth.png` its depth map in
-    millimetres. Other members are never read. All headers are read once at the start; an image is then one
-    seek and one read. A shard that is cut off is named in the log and used as far as it goes.
+    millimetres or `.depth.npy` in metres. Other members are never read, and nothing is ever unpickled.
+
+    Where each member lies is read from the index beside a shard, or else from the shard's headers, once; an
+    image is then one seek and one read. A remote shard without an index is read through once for it, and
+    the index is kept. Samples of remote shards are read from whole shards in a cache on disk. A shard that
+    is cut off is named in the log and used as far as it goes.
 
     Raises:
-        UserError: a shard is missing or no plain tar, a member's name is absolute or leads to a parent
-            folder, a class is not a number or out of range, or there is no image at all.
+        UserError: a shard is missing, out of reach or no plain tar, a member's name is absolute or leads to
+            a parent folder, a class is not a number or out of range, there is no image at all, or the cache
+            cannot hold what is mixed.
     """
 
     def __init__(self, config: ShardsConfig, size: int) -> None:
         self.size = size
-        self.paths = _expand(config.path)
-        found = [(shard, entry) for shard, path in enumerate(self.paths) for entry in _entries(path)]
-        if not found:
+        self.locations = _expand(config.path)
+        remote = any(is_remote(location) for location in self.locations)
+        self._cache = ShardCache(config.remote) if remote else None
+        with ThreadPoolExecutor(ASKED_AT_A_TIME if remote else 1) as pool:
+            found = list(pool.map(self._find, self.locations))
+        indexes = [shard.holds for shard in found]
+        self._keys = [shard.key for shard in found]
+        self._bytes = np.array([index.bytes for index in indexes])
+        self.faults = [
+            f"{location} is cut off or damaged from byte {index.damage} on"
+            for location, index in zip(self.locations, indexes, strict=True)
+            if index.damage is not None
+        ]
+        for fault in self.faults:
+            _LOG.warning("%s", fault)
+        entries = [entry for index in indexes for entry in index.entries]
+        if not entries:
             raise UserError(f"{config.path} holds no image: its tars need {', '.join(IMAGES)} members.")
-        labels = [entry.label for _, entry in found]
-        self.classes = number_names(labels, config.classes, config.path)
+        named = common_classes(indexes) if config.classes is None else None
+        count = config.classes if named is None else len(named)
+        numbered = number_names([entry.label for entry in entries], count, config.path)
+        self.classes = numbered if named is None else named
         # Arrays, not lists: worker processes then share one copy, as no reference count is ever written.
-        self._shards = np.array([shard for shard, _ in found])
-        self._names = np.array([os.fsencode(entry.name) for _, entry in found])
-        self._labels = np.array([-1 if label is None else label for label in labels])
+        counts = [len(index.entries) for index in indexes]
+        self._shards = np.repeat(np.arange(len(indexes)), counts)
+        self._names = np.array([os.fsencode(entry.key) for entry in entries])
+        self._labels = np.array([-1 if entry.label is None else entry.label for entry in entries])
         # [N, 3, 2]: image, segmentation and depth; offset and length
-        self._spans = np.array([(entry.image, entry.segmentation, entry.depth) for _, entry in found])
+        self._spans = np.array(
+            [(entry.image, entry.segmentation or NOWHERE, entry.depth or NOWHERE) for entry in entries]
+        )
+        self.groups = (
+            Groups(np.concatenate([[0], np.cumsum(counts)]), config.remote.shuffle_shards) if remote else None
+        )
+        if remote:
+            self._expect_room(config.remote)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        path = self.paths[self._shards[index]]
-        name = f"{path}: {os.fsdecode(self._names[index])}"
-        spans = [Span(*span) for span in self._spans[index].tolist()]
+        return self.stored(index).decoded(self.name(index), index, self.size)
+
+    def name(self, index: int) -> str:
+        """The shard and the sample's key in it."""
+        return f"{self.locations[self._shards[index]]}: {os.fsdecode(self._names[index])}"
+
+    def stored(self, index: int) -> Stored:
+        """Read the members of one sample; raises `UnreadableSample` where it cannot."""
+        shard = int(self._shards[index])
+        location = self.locations[shard]
+        image_span, *map_spans = (Span(*span) for span in self._spans[index].tolist())
         try:
-            with path.open("rb") as file:  # opened anew for every sample: no handle is shared by processes
-                image = _read(file, spans[0])
-                maps = [None if span == NOWHERE else _read(file, span) for span in spans[1:]]
+            with self._open(shard) as file:  # opened anew for every sample: no handle is shared by processes
+                image = read_span(file, image_span)
+                segmentation, depth = (
+                    None if span == NOWHERE else read_span(file, span) for span in map_spans
+                )
         except OSError as error:
-            raise UnreadableSample(name, error.strerror or str(error)) from error
+            raise UnreadableSample(self.name(index), error.strerror or str(error), location) from error
+        except Unreachable as error:
+            raise UnreadableSample(self.name(index), str(error), location) from error
         except EOFError:
-            raise UnreadableSample(name, "the shard ends inside this sample") from None
+            raise UnreadableSample(self.name(index), "the shard ends inside this sample", location) from None
         label = int(self._labels[index])
-        decoded = decode(name, self.size, image, *maps)
-        return Sample(index=index, label=None if label < 0 else label, **decoded._asdict())
+        return Stored(
+            key=os.fsdecode(self._names[index]),
+            image=image,
+            label=None if label < 0 else label,
+            segmentation=segmentation,
+            depth=depth,
+            shard=location,
+        )
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Bytes of each sample [N], maps included."""
+        return np.maximum(self._spans[:, :, 1], 0).sum(1)
+
+    def prefetch(self, group: int) -> None:
+        """Fetch a remote shard into the cache; one that cannot be had is told of when a sample is read."""
+        with suppress(Unreachable, OSError, UserError):
+            self._open(group).close()
+
+    def _open(self, shard: int) -> BinaryIO:
+        key = self._keys[shard]
+        if key is None:
+            return Path(self.locations[shard]).open("rb")
+        assert self._cache is not None
+        return self._cache.open(self.locations[shard], key, int(self._bytes[shard]))
+
+    def _find(self, location: str) -> _Found:
+        if not is_remote(location):
+            return _Found(_local_index(Path(location)), None)
+        assert self._cache is not None
+        try:
+            return _remote_index(location, self._cache)
+        except Unreachable as error:
+            raise UserError(
+                f"the shard {location} cannot be had ({error}): correct the path, or try again later."
+            ) from None
+
+    def _expect_room(self, remote: RemoteConfig) -> None:
+        """Refuse a cache that would drop shards before their samples are read."""
+        far = [number for number, key in enumerate(self._keys) if key is not None]
+        needed = int(np.sort(self._bytes[far])[-2 * remote.shuffle_shards :].sum())
+        if needed > remote.cache_gb * GIGABYTE:
+            raise UserError(
+                f"a cache of remote.cache_gb = {remote.cache_gb:g} cannot hold the shards that are mixed "
+                f"and those fetched ahead, {needed / GIGABYTE:.3g} × 10^9 bytes: raise it, or lower "
+                "remote.shuffle_shards."
+            )
 
 
-class _Entry(NamedTuple):
-    """One sample of a shard."""
+class _Found(NamedTuple):
+    """A shard that is there."""
 
-    name: str
-    label: int | None
-    image: Span
-    segmentation: Span
-    depth: Span
+    holds: ShardIndex
+    key: str | None  # of a remote shard in the cache
 
 
-def _expand(pattern: str) -> list[Path]:
+def _expand(pattern: str) -> list[str]:
     try:
-        names = expand_urls(str(Path(pattern).expanduser()))
+        names = expand_urls(pattern)
     except (ValueError, AssertionError):  # unbalanced braces; an unset ${NAME}
         raise UserError(
             f"'{pattern}' is no pattern of shards: close its braces, as in train-{{000..009}}.tar."
         ) from None
-    paths = []
+    locations: list[str] = []
     for name in names:
+        if is_remote(name):
+            check_reach(name)
+            locations.append(name)
+            continue
+        path = str(Path(name).expanduser())
         # Path.glob cannot start at the root of the disk
-        found = [name] if Path(name).exists() else sorted(glob.glob(name))  # noqa: PTH207
+        found = [path] if Path(path).exists() else sorted(glob.glob(path))  # noqa: PTH207
         if not found:
-            raise UserError(f"no shard is at {name}: correct the path, or put the (local) tar file there.")
-        paths += [Path(path) for path in found]
-    return paths
+            raise UserError(f"no shard is at {name}: correct the path, or put the tar file there.")
+        locations += found
+    return locations
 
 
-def _entries(path: Path) -> Iterator[_Entry]:
-    """List the samples of one shard that have an image."""
-    samples = _samples(path)
-    with path.open("rb") as file:
-        for key, members in samples.items():
-            image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-            if image is None:
-                continue
-            try:
-                text = _read(file, members[CLASS]) if CLASS in members else None
-            except EOFError:  # the shard is cut off here, as `_samples` has said
-                continue
-            label = None if text is None else parse_class(text, f"{path}: {key}{CLASS}")
-            yield _Entry(key, label, image, members.get(SEGMENTATION, NOWHERE), members.get(DEPTH, NOWHERE))
-
-
-def _samples(path: Path) -> dict[str, dict[str, Span]]:
-    """Where the members of each sample lie, by the sample's key and the member's suffix."""
-    samples: dict[str, dict[str, Span]] = {}
-    end = 0  # of the last member
+def _local_index(path: Path) -> ShardIndex:
+    """The index beside a shard where it fits the shard, else what the shard's headers say."""
+    beside = index_path(path)
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts:
-                    raise UserError(
-                        f"{path} holds a member {member.name}, which leads out of it: write the shard anew."
-                    )
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                key, suffix = base_plus_ext(member.name)
-                if key is None or not member.isreg():
-                    continue
-                members = samples.setdefault(key, {})
-                if f".{suffix.lower()}" in members:
-                    raise UserError(f"{path} holds {member.name} twice: write the shard anew.")
-                members[f".{suffix.lower()}"] = Span(member.offset_data, member.size)
-    except tarfile.ReadError as error:
-        if not end:
-            raise UserError(
-                f"{path} is no plain tar file ({error}): unpack compressed shards first."
-            ) from None
+        with path.open("rb") as file:
+            if beside.exists():
+                index = parse_index(beside.read_bytes(), str(beside))
+                shard = path.stat()
+                if index.bytes == shard.st_size and shard.st_mtime <= beside.stat().st_mtime:
+                    return index
+                _LOG.warning("%s does not fit its shard, whose headers are read in its place", beside)
+            return index_shard(file, str(path))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): correct the path or its rights."
         ) from None
-    with path.open("rb") as file:
-        file.seek(end)
-        # A whole tar ends in blocks of zeros; tarfile passes over most of what is wrong here in silence.
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            _LOG.warning("%s is cut off or damaged from byte %d on", path, min(end, path.stat().st_size))
-    return samples
 
 
-def _read(file: BinaryIO, span: Span) -> bytes:
-    file.seek(span.offset)
-    data = file.read(span.length)
-    if len(data) < span.length:
-        raise EOFError
-    return data
+def _remote_index(location: str, cache: ShardCache) -> _Found:
+    """The index beside a remote shard, or else one made from the shard; either is kept in the cache."""
+    if not location.startswith("pipe:"):
+        beside = location + SUFFIX
+        try:
+            key = cache.key(beside, version(beside, cache.config))
+            kept = cache.folder / f"{key}{SUFFIX}"
+            if not kept.exists():
+                write_index(kept, parse_index(read(beside, cache.config), beside))
+        except Unreachable as error:
+            if error.passing:  # else there is none; some services forbid to ask for what is not there
+                raise
+        else:
+            return _Found(parse_index(kept.read_bytes(), str(kept)), cache.key(location, key))
+    key = cache.key(location, version(location, cache.config))
+    kept = cache.folder / f"{key}{SUFFIX}"
+    if not kept.exists():
+        _LOG.warning("%s has no index beside it, so it is read through once to make one", location)
+        with cache.open(location, key, None) as file:
+            write_index(kept, index_shard(file, location))
+    return _Found(parse_index(kept.read_bytes(), str(kept)), key)

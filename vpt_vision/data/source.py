@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+from vpt_vision.data.order import Groups
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,13 @@ class Sample:
 
 
 class UnreadableSample(Exception):
-    """A sample that lies in the source but cannot be decoded; `Loader` skips, counts and names it."""
+    """A sample that lies in the source but cannot be read; `Loader` skips, counts and names it."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both, so that it crosses a process boundary by pickle
+    def __init__(self, name: str, reason: str, shard: str | None = None) -> None:
+        super().__init__(name, reason, shard)  # all, so that it crosses a process boundary by pickle
         self.name = name
         self.reason = reason
+        self.shard = shard  # where it lies, if in a shard
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -43,3 +46,18 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Sample:
         """Read one sample; raises `UnreadableSample` where it cannot."""
+
+    def name(self, index: int) -> str:
+        """What a report calls a sample."""
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A source whose samples are best read group by group."""
+
+    @property
+    def groups(self) -> Groups | None:
+        """Which samples lie together; None where any order is as fast."""
+
+    def prefetch(self, group: int) -> None:
+        """Bring a group near, so that its samples can be read without delay; quiet where it cannot."""

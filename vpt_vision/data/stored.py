@@ -1,0 +1,46 @@
+"""Samples as they lie in a source, before anything is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpt_vision.data.decode import decode
+from vpt_vision.data.source import Sample, Source, UnreadableSample
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The bytes of the files of one sample."""
+
+    key: str  # its name in the source, without suffix
+    image: bytes
+    label: int | None = None
+    segmentation: bytes | None = None
+    depth: bytes | None = None
+    shard: str | None = None  # where it lies, if in a shard
+
+    def decoded(self, name: str, index: int, size: int) -> Sample:
+        """Decode the sample to a square of `size` pixels; raises `UnreadableSample` calling it `name`."""
+        try:
+            decoded = decode(name, size, self.image, self.segmentation, self.depth)
+        except UnreadableSample as error:
+            raise UnreadableSample(error.name, error.reason, self.shard) from error
+        return Sample(index=index, label=self.label, **decoded._asdict())
+
+
+class StoredSource(Source, Protocol):
+    """A source whose samples lie in files, and can be had undecoded."""
+
+    @property
+    def faults(self) -> list[str]:
+        """What is broken about the source apart from its samples, a sentence each."""
+
+    def stored(self, index: int) -> Stored:
+        """Read the bytes of one sample; raises `UnreadableSample` where it cannot."""
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Bytes of each sample [N], maps included."""

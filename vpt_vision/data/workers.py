@@ -1,0 +1,96 @@
+"""The processes that read ahead: which signals they obey, and what is said of one that dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+
+import torch
+from torch.utils.data import get_worker_info
+
+from vpt_vision.errors import UserError
+
+
+class Watch:
+    """What each worker process is reading, written by the workers and read by the main process."""
+
+    def __init__(self, workers: int) -> None:
+        self._reading = torch.full((workers,), -1).share_memory_()  # [workers] int64; -1 before the first
+
+    def reading(self, index: int) -> None:
+        """Note that this process now reads sample `index`; does nothing outside a worker."""
+        worker = get_worker_info()
+        if worker is not None:
+            self._reading[worker.id] = index
+
+    def report(self, workers: Sequence[BaseProcess], name: Callable[[int], str]) -> UserError | None:
+        """The error for the workers that have died; None if all live.
+
+        Args:
+            workers: the processes, in the order of their numbers.
+            name: what to call the sample of a number.
+        """
+        deaths = []
+        for number, worker in enumerate(workers):
+            if worker.exitcode is not None:
+                last = int(self._reading[number])
+                place = "before its first sample" if last < 0 else f"while reading {name(last)}"
+                deaths.append(f"worker {number} died ({_cause(worker.exitcode)}) {place}")
+        if not deaths:
+            return None
+        killed = any(worker.exitcode == -signal.SIGKILL for worker in workers)
+        advice = (
+            "signal 9 is often the system's answer to too little memory: lower data.workers or the batch size"
+            if killed
+            else "look at that sample, or take it out of the data"
+        )
+        return UserError(f"{'; '.join(deaths)}: {advice}; the same command goes on from the last checkpoint.")
+
+
+@contextmanager
+def deaths_are_told_in_turn() -> Iterator[None]:
+    """Keep torch from raising a worker's death wherever the main thread happens to be.
+
+    Its `DataLoader` answers SIGCHLD with an error out of the middle of a training step. Without that
+    answer it finds the dead worker within seconds, when the next batch is asked of it.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield  # torch sets no handler here
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        # A dropped generator may be ended by any thread, and only the main one may set handlers.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+
+
+def obey_parent_only(worker: int) -> None:
+    """Keep a worker at work when a signal goes to all processes of a run: Ctrl-C, or a scheduler's SIGTERM.
+
+    It is for the main process to answer such a signal, and it needs batches until it has saved.
+    A SIGTERM that the main process itself sends ends the worker, and so does the main process's death.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # where a signal's sender can be told
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
+
+
+def _cause(exitcode: int) -> str:
+    return f"signal {-exitcode}" if exitcode < 0 else f"exit code {exitcode}"
