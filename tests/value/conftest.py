@@ -36,10 +36,10 @@ def make_learner() -> Callable[..., Learner]:
 
     def make(**settings: object) -> Learner:
         torch.manual_seed(0)
-        shared = bool(settings.pop("shared", False))
+        of_head = {key: settings.pop(key) for key in ("shared", "store_scores") if key in settings}
         options = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 32}
         backbone = BackboneConfig(name="vit_tiny_patch16_224", options=options, drop_path=0.3)
-        head = HeadConfig(prototypes=32, hidden=32, bottleneck=16, shared=shared)
+        head = HeadConfig(prototypes=32, hidden=32, bottleneck=16, **of_head)
         learner = Learner(LearnerConfig(backbone=backbone, head=head, **settings)).eval()
         with torch.no_grad():
             for parameter in learner.parameters():

@@ -5,7 +5,13 @@ import torch.nn.functional as F
 from vpt_vision.learner import Learner
 from vpt_vision.value import exact_value, finite_difference_value
 
-CASES = [({}, 2), ({"shared": True}, 1), ({"centring": "ema"}, 3), ({"gram_weight": 0.5}, 4)]
+CASES = [
+    ({}, 2),
+    ({"shared": True}, 1),
+    ({"centring": "ema"}, 3),
+    ({"gram_weight": 0.5}, 4),
+    ({"store_scores": False}, 2),
+]
 
 
 @pytest.mark.parametrize(("settings", "tail_blocks"), CASES)
