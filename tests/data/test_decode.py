@@ -137,6 +137,22 @@ class TestGeometry:
         assert np.array_equal(decoded.segmentation, centre_square(upright(segmentation)))
         assert np.allclose(decoded.depth, centre_square(upright(depth)) / 1000)
 
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize(("height", "width"), [(329, 500), (500, 323), (165, 167), (83, 81)])
+    def test_a_scaled_jpeg_keeps_its_place(self, height, width, orientation):
+        """At 1/8, 1/4, 1/2: as the same picture in a PNG, which is never scaled, and as its maps."""
+        y, x = np.mgrid[:height, :width] * 4 * np.pi / min(height, width)
+        pixels = np.stack([(wave * 120 + 128).astype(np.uint8) for wave in (np.sin(x), np.sin(y))] * 2, -1)
+        pixels = np.ascontiguousarray(pixels[..., :3])
+        exif = Image.Exif()
+        exif[274] = orientation
+        jpeg = encode(pixels, "JPEG", exif=exif, quality=100, subsampling=0)
+        segmentation = encode(pixels[..., 0])
+        scaled = decode("x", 20, jpeg, segmentation)
+        plain = decode("x", 20, encode(pixels, exif=exif), segmentation)
+        assert (scaled.image.int() - plain.image.int()).abs().max() <= 6
+        assert torch.equal(scaled.segmentation, plain.segmentation)
+
     @pytest.mark.parametrize("orientation", [0, 9, 65535])
     def test_unknown_orientation_changes_nothing(self, orientation):
         exif = Image.Exif()
