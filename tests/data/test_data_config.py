@@ -23,5 +23,5 @@ def test_kind_chooses_the_source(tmp_path):
 
 
 def test_unknown_kind():
-    with pytest.raises(ValidationError, match="'fashion_scenes', 'folder', 'shards'"):
+    with pytest.raises(ValidationError, match="'fashion_scenes', 'folder', 'huggingface', 'shards'"):
         TypeAdapter(SourceConfig).validate_python({"kind": "lmdb", "path": "x"})

@@ -2,6 +2,7 @@
 
 from vpt_vision.data.config import DataConfig, SourceConfig, build_source
 from vpt_vision.data.folder import Folder, FolderConfig
+from vpt_vision.data.huggingface import HuggingFace, HuggingFaceConfig
 from vpt_vision.data.loader import Batch, Loader
 from vpt_vision.data.scenes import FashionScenes, FashionScenesConfig
 from vpt_vision.data.shards import Shards, ShardsConfig
@@ -14,6 +15,8 @@ __all__ = [
     "FashionScenesConfig",
     "Folder",
     "FolderConfig",
+    "HuggingFace",
+    "HuggingFaceConfig",
     "Loader",
     "Sample",
     "Shards",

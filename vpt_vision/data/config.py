@@ -7,12 +7,15 @@ from typing import Annotated
 from pydantic import Field
 
 from vpt_vision.data.folder import Folder, FolderConfig
+from vpt_vision.data.huggingface import HuggingFace, HuggingFaceConfig
 from vpt_vision.data.scenes import FashionScenes, FashionScenesConfig
 from vpt_vision.data.shards import Shards, ShardsConfig
 from vpt_vision.data.source import Source
 from vpt_vision.schema import Config
 
-SourceConfig = Annotated[FashionScenesConfig | FolderConfig | ShardsConfig, Field(discriminator="kind")]
+SourceConfig = Annotated[
+    FashionScenesConfig | FolderConfig | HuggingFaceConfig | ShardsConfig, Field(discriminator="kind")
+]
 
 Deviation = Annotated[float, Field(gt=0)]
 
@@ -47,5 +50,7 @@ def build_source(config: SourceConfig, size: int) -> Source:
             return FashionScenes(config, size)
         case FolderConfig():
             return Folder(config, size)
+        case HuggingFaceConfig():
+            return HuggingFace(config, size)
         case ShardsConfig():
             return Shards(config, size)
