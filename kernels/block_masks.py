@@ -12,6 +12,7 @@ from .checks import INTEGER, expect, expect_counts
 from .packing import PackedMasks, expect_total, fake_masks, pack
 from .random import BLOCK_MASKS_STREAM, reference_keyed_uniform, seed_words
 
+_ZEROS_OF_OCTET = torch.tensor([[not octet >> bit & 1 for bit in range(8)] for octet in range(256)])
 ATTEMPTS = 10  # at each block, as in BEiT
 MOST_BLOCKS = 32  # of 3000 masks that hide half of a 16 x 16 grid, none asked for more than 15
 
@@ -48,7 +49,9 @@ def block_masks(
         min_aspect: least height / width, in (0, 1]; the greatest is its inverse.
 
     Returns:
-        The masks, tokens being the patches in row-major order, on the device of counts.
+        The masks, tokens being the patches in row-major order, on the device of counts. All devices draw the
+        same numbers; where a side falls half-way between two integers their rounding may differ, in one row
+        of some 30,000.
 
     Raises:
         TypeError, ValueError: an argument has another dtype or shape or is out of its range (counts and
@@ -143,67 +146,68 @@ def _reference(
     """
     patches = height * width
     amounts = counts.tolist()  # a device without a kernel of its own waits here
-    going = [(row, 0, count, 0, 0) for row, count in enumerate(amounts) if count]
-    covered = [0] * len(amounts)
+    if not amounts:
+        return counts.new_empty(0, patches, dtype=torch.bool)
+    free = [(1 << patches) - 1] * len(amounts)
+    going = [(row, count, 0, 0) for row, count in enumerate(amounts) if count]
     begin = drawn = taken = 0
     while going:
-        if taken == drawn:  # of masks of a 16 x 16 grid half are done after 8 attempts, 99.5 % after 24
-            begin, drawn = drawn, drawn + max(24, drawn)
-            rows = [state[0] for state in going]
-            table = _numbers(sample[rows].cpu(), keys, begin, drawn - begin, min_aspect)
+        rows = [state[0] for state in going]
+        if taken == drawn:  # of masks of a 16 x 16 grid half are done after 8 attempts, 99 % after 20
+            begin, drawn = drawn, drawn + max(32, drawn)
+            table = _numbers(sample[torch.tensor(rows)].cpu(), keys, begin, drawn - begin, min_aspect)
             lines = {row: line for line, row in enumerate(rows)}
-        several = min(8 if taken == begin else 16, drawn - taken)
-        part = table[:, [lines[state[0]] for state in going], taken - begin : taken - begin + several]
-        going = _advance(going, part.tolist(), covered, height, width, min_patches)
+            part = table
+        else:
+            part = table.index_select(0, torch.tensor([lines[row] for row in rows]))
+        several = min(8, drawn - taken)
+        part = part[:, taken - begin : taken - begin + several].flatten(1)
+        going = _advance(going, part.tolist(), free, height, width, min_patches)
         taken += several
-    if not covered:
-        return counts.new_empty(0, patches, dtype=torch.bool)
-    return _bits(covered, patches).to(counts.device)
+    return _zeros(free, patches).to(counts.device)
 
 
 def _numbers(
     sample: Tensor, keys: tuple[int, int, int], first: int, attempts: int, min_aspect: float
 ) -> Tensor:
-    """Give five numbers for each attempt, [5, N, attempts]: area, √aspect, 1/√aspect, top, left.
-
-    The second and third are what to multiply √area by, the others uniform.
-    """
-    u = reference_keyed_uniform(sample, *keys, BLOCK_MASKS_STREAM, 4 * attempts, 4 * first)
-    area, aspect, top, left = u.view(len(sample), attempts, 4).unbind(-1)
-    log_root = (0.5 - aspect).mul_(math.log(min_aspect))
-    return torch.stack((area, log_root.exp(), log_root.neg_().exp_(), top, left))
+    """Give [N, attempts, 4]: uniform numbers for area, aspect, top and left, that of aspect as √aspect."""
+    numbers = reference_keyed_uniform(sample, *keys, BLOCK_MASKS_STREAM, 4 * attempts, 4 * first)
+    numbers = numbers.view(len(sample), attempts, 4)
+    numbers[..., 1].sub_(0.5).mul_(-math.log(min_aspect)).exp_()
+    return numbers
 
 
-_State = tuple[int, int, int, int, int]  # row, cells covered, cells remaining, failures, blocks
+_State = tuple[int, int, int, int]  # row, cells that remain to be hidden, failures, blocks
 
 
 def _advance(
     going: list[_State],
-    numbers: list[list[list[float]]],
-    covered_of: list[int],
+    numbers: list[list[float]],
+    free_of: list[int],
     height: int,
     width: int,
     min_patches: int,
 ) -> list[_State]:
-    """Carry each row's law on by some attempts: note the cells of those done, return the others."""
+    """Carry each row's law on by some attempts, in `free_of`; return the rows that are not done."""
     shapes, top_end, left_end = _rectangles(height, width), height + 1, width + 1
-    everything = (1 << height * width) - 1
     sqrt = math.sqrt
     unfinished = []
-    for (row, covered, remaining, failures, blocks), *columns in zip(going, *numbers, strict=True):
-        attempts = zip(*columns, strict=True)
+    for (row, remaining, failures, blocks), line in zip(going, numbers, strict=True):
+        free = free_of[row]
+        one = iter(line)
+        attempts = zip(one, one, one, one)  # noqa: B905 (the same iterator four times)
         if failures < ATTEMPTS and blocks < MOST_BLOCKS:
             span = remaining - min_patches
-            for area, tall_share, wide_share, top, left in attempts:
+            for area, root, top, left in attempts:
                 side = sqrt(min_patches + area * span)
-                tall = int(side * tall_share + 0.5)
-                wide = int(side * wide_share + 0.5)
+                tall = int(side * root + 0.5)
+                wide = int(side / root + 0.5)
                 if tall < height and wide < width:
                     place = int(top * (top_end - tall)) * width + int(left * (left_end - wide))
-                    new = (shapes[tall][wide] << place) & ~covered
+                    new = shapes[tall][wide] << place & free
                     size = new.bit_count()
                     if 0 < size <= remaining:
-                        covered |= new
+                        free ^= new
                         remaining -= size
                         span -= size
                         blocks += 1
@@ -216,15 +220,13 @@ def _advance(
                     break
         if remaining and (failures == ATTEMPTS or blocks == MOST_BLOCKS):
             for number, *_ in attempts:
-                free = everything & ~covered
-                covered |= 1 << _nth_bit(free, int(number * free.bit_count()), height * width)
+                free ^= 1 << _nth_bit(free, int(number * free.bit_count()), height * width)
                 remaining -= 1
                 if not remaining:
                     break
+        free_of[row] = free
         if remaining:
-            unfinished.append((row, covered, remaining, failures, blocks))
-        else:
-            covered_of[row] = covered
+            unfinished.append((row, remaining, failures, blocks))
     return unfinished
 
 
@@ -247,10 +249,10 @@ def _rectangles(height: int, width: int) -> list[list[int]]:
     return [[column * ((1 << wide) - 1) for wide in range(width)] for column in columns]
 
 
-def _bits(masks: list[int], patches: int) -> Tensor:
-    """Unpack the lowest `patches` bits of each integer, the lowest first: bool [len(masks), patches]."""
+def _zeros(free: list[int], patches: int) -> Tensor:
+    """Tell where each integer has a 0 among its lowest `patches` bits, from the lowest: bool [N, patches]."""
     size = (patches + 7) // 8
-    packed = bytearray(b"".join([mask.to_bytes(size, "little") for mask in masks]))
-    octets = torch.frombuffer(packed, dtype=torch.uint8).view(len(masks), size, 1)
-    bits = (octets >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.bool().view(len(masks), 8 * size)[:, :patches].contiguous()
+    packed = bytearray().join([bits.to_bytes(size, "little") for bits in free])
+    octets = torch.frombuffer(packed, dtype=torch.uint8).int()
+    zeros = _ZEROS_OF_OCTET.index_select(0, octets).view(len(free), 8 * size)
+    return zeros[:, :patches].contiguous()

@@ -40,7 +40,10 @@ def pack_masks(hidden: Tensor, total: int) -> PackedMasks:
 def pack(hidden: Tensor, counts: Tensor, total: int) -> PackedMasks:
     """Pack `hidden` [N, T], of which row n has counts[n] and all rows have `total`."""
     flat = hidden.flatten()
-    index = torch.nonzero_static(flat, size=total).squeeze(1)
+    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
+        index = flat.nonzero().squeeze(1)  # twice as fast there, and there is nothing to wait for
+    else:
+        index = torch.nonzero_static(flat, size=total).squeeze(1)
     inverse = torch.full_like(flat, -1, dtype=torch.int64)
     inverse.scatter_(0, index, torch.arange(total, device=flat.device))
     weights = counts.float().reciprocal().repeat_interleave(counts, output_size=total)

@@ -87,10 +87,11 @@ def reference_keyed_uniform(
 ) -> Tensor:
     """Give `keyed_uniform`'s numbers by torch operations: fp32 [*S, count]."""
     # The counter: word 0 is block and stream, word 1 the step, words 2 and 3 the sample.
-    block = torch.arange(skip // 4, (skip + count + 3) // 4, device=sample.device) | (stream << 16)
+    first = stream << 16
+    block = torch.arange(first + skip // 4, first + (skip + count + 3) // 4, device=sample.device)
     sample = sample[..., None]
     words = philox(
-        (block, torch.full_like(block, step), sample & _WORD, (sample >> 32) & _WORD), (seed_low, seed_high)
+        (block, block.new_full((), step), sample & _WORD, (sample >> 32) & _WORD), (seed_low, seed_high)
     )
     return _to_open_unit(torch.stack(words, -1)).flatten(-2)[..., :count].contiguous()
 
@@ -106,24 +107,26 @@ def philox(
     # Words 0 and 2 lie in one tensor and 1 and 3 in another, so that one operation serves both, and all
     # are written in place: small draws cost their calls, not their arithmetic.
     even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
-    high, products = torch.empty_like(even), (torch.empty_like(even), torch.empty_like(even))
+    high, *products = torch.empty((3, *even.shape), dtype=torch.int64, device=even.device).unbind()
     column = (2,) + (1,) * (even.dim() - 1)
     multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)
     keys = torch.tensor(
         [[(k + r * w) & _WORD for k, w in zip(key, _WEYL, strict=True)] for r in range(_ROUNDS)],
         device=even.device,
     )
+    half, word = torch.tensor((32, _WORD), device=even.device).unbind()  # a Python number costs more a call
     (even_0, even_1), (high_0, high_1), (odd_0, odd_1) = even.unbind(), high.unbind(), odd.unbind()
+    halves = [product.unbind() for product in products]
     for number, round_key in enumerate(keys.view(_ROUNDS, *column).unbind()):
         # int64 holds the 64 bits of a product, be it as a negative number. The words that come of its
         # low half keep the high half until the next mask takes it off: one operation less.
         product = products[number % 2]
         torch.mul(even, multipliers, out=product)
-        torch.bitwise_right_shift(product, 32, out=high)
+        torch.bitwise_right_shift(product, half, out=high)
         torch.bitwise_xor(high_1, odd_0, out=even_0)
         torch.bitwise_xor(high_0, odd_1, out=even_1)
-        even.bitwise_xor_(round_key).bitwise_and_(_WORD)
-        odd_1, odd_0 = product.unbind()
+        even.bitwise_xor_(round_key).bitwise_and_(word)
+        odd_1, odd_0 = halves[number % 2]
     return even_0, odd_0 & _WORD, even_1, odd_1 & _WORD
 
 

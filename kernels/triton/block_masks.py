@@ -70,9 +70,9 @@ def block_masks_kernel(
         w0, w1, w2, w3 = keyed_words(counter, step, sample, seed_low, seed_high)
         counter += 1
         side = tl.sqrt_rn(least_area + open_unit(w0) * (remaining.to(tl.float32) - least_area))
-        log_root = (0.5 - open_unit(w1)) * log_aspect
-        tall = nearest(side * tl.exp(log_root))
-        wide = nearest(side * tl.exp(-log_root))
+        root = tl.exp((0.5 - open_unit(w1)) * log_aspect)
+        tall = nearest(side * root)
+        wide = nearest(side / root)
         top = (open_unit(w2) * (height - tall + 1).to(tl.float32)).to(tl.int32)
         left = (open_unit(w3) * (width - wide + 1).to(tl.float32)).to(tl.int32)
         rectangle = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
