@@ -24,6 +24,7 @@ setup(
         "einops",
         "numpy",
         "pillow",
+        "simplejpeg",
         "pydantic>=2",
         "pyyaml",
         "safetensors",
