@@ -1,12 +1,12 @@
 """Compile every kernel ahead of time, for GPUs this machine need not have, and say what it costs them.
 
-    python benchmarks/compile_report.py [--target sm_90 ...] [--only FUNCTION ...]
+    python benchmarks/compile_report.py [--main] [--target sm_90 ...] [--only FUNCTION ...]
 
 Calls the public functions of `harness/specimens.py`, forward and backward, with tensors that have no storage,
 while Triton takes a fake driver for a GPU and compiles instead of launching: block sizes, dtypes and the
 alignment of every argument are those of a real launch, for the launch's own code chose them. Prints a line
-for each kernel compiled and exits with 1 and a sentence if one does not compile or keeps registers in memory
-(spills).
+for each kernel compiled and exits with 1 and a sentence if one does not compile, keeps registers in memory
+(spills) or wants more shared memory than the GPU has.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# Bytes of shared memory that a program may have; what asks for more compiles, and fails when it is launched.
+MOST_SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
 
 class Compiled(NamedTuple):
@@ -114,14 +116,13 @@ def _compiling_for(name: str) -> Iterator[list[tuple[JITFunction[Any], Any]]]:
 
 def compile_specimen(specimen: Specimen, target: str) -> list[Compiled]:
     """Compile all that one specimen launches."""
-    found: dict[tuple[str, str], Compiled] = {}
+    found: dict[Compiled, None] = {}  # versions that differ in nothing that is reported are one
     with _compiling_for(target) as launched, _AsOnCuda():
         specimen.run("meta")
     for function, kernel in launched:
         name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"
-        key = (name, kernel.hash)
-        if key not in found:
-            found[key] = Compiled(
+        found[
+            Compiled(
                 name,
                 f"{specimen.function} {specimen.label}",
                 target,
@@ -129,9 +130,10 @@ def compile_specimen(specimen: Specimen, target: str) -> list[Compiled]:
                 kernel.metadata.num_stages,
                 *_resources(kernel),
             )
+        ] = None
     if not found:
         raise RuntimeError("it launched no kernel: has the function no Triton launcher yet?")
-    return list(found.values())
+    return list(found)
 
 
 _RESOURCES: dict[str, tuple[int, int, int, str]] = {}
@@ -149,31 +151,26 @@ def _read_cubin(kernel: Any) -> tuple[int, int, int, str]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(kernel.asm["cubin"])
-        usage = _output("cuobjdump", "-res-usage", cubin)
-        code = _output("nvdisasm", "-c", cubin)
-    registers = int(re.findall(r"\bREG:(\d+)", usage)[-1])
-    spilled = max(int(size) for size in re.findall(r"\b(?:STACK|LOCAL):(\d+)", usage))
-    if spilled == 0 and re.search(r"\b(?:STL|LDL)\b", code):
-        spilled = 4  # local memory without a stack frame: never seen, and not to be missed
-    return registers, spilled, kernel.metadata.shared, _notes(code)
+        command = [_CUOBJDUMP, "-res-usage", cubin]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"cuobjdump of Triton's package failed: {done.stderr.strip()}")
+    registers = int(re.findall(r"\bREG:(\d+)", done.stdout)[-1])
+    spilled = max(int(size) for size in re.findall(r"\b(?:STACK|LOCAL):(\d+)", done.stdout))
+    return registers, spilled, kernel.metadata.shared, _notes(kernel.asm["ptx"])
 
 
 def _notes(code: str) -> str:
-    """Say which matrix instructions are there and how wide loads and stores of global memory are."""
-    matrix = [
-        name for name in ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "DMMA") if re.search(rf"\b{name}\b", code)
-    ]
-    widths = []
-    for instruction, word in (("LDG|LDGSTS", "loads"), ("STG", "stores")):
-        bits = [
-            int(next(iter(re.findall(r"\.(64|128|256)\b", tail)), 32))
-            for tail in re.findall(rf"\b(?:{instruction})\.([A-Z0-9_.]+)", code)
-        ]
+    """Say which matrix instructions are there and how many bits a thread loads and stores at once."""
+    notes = [name for name in ("wgmma", "tcgen05.mma", "mma.sync") if f"{name}" in code]
+    for words, name in (("ld", "loads"), ("st", "stores")):
+        found = re.findall(rf"\b{words}\.global(?:\.[a-z0-9_:]+)*?(?:\.v(\d))?\.b(\d+)\b", code)
+        bits = {int(width) * int(count or 1) for count, width in found}
+        if words == "ld":
+            bits |= {8 * int(size, 0) for size in re.findall(r"cp\.async\.c[ag]\.[^;]*?\], (\w+)", code)}
         if bits:
-            widths.append(
-                f"{word} {min(bits)}-{max(bits)} bit" if min(bits) < max(bits) else f"{word} {max(bits)} bit"
-            )
-    return ", ".join([*matrix, *widths])
+            notes.append(f"{name} {'-'.join(str(width) for width in sorted({min(bits), max(bits)}))} bit")
+    return ", ".join(notes)
 
 
 def _read_amdgcn(kernel: Any) -> tuple[int, int, int, str]:
@@ -186,16 +183,9 @@ def _read_amdgcn(kernel: Any) -> tuple[int, int, int, str]:
     return number("vgpr_count"), number("vgpr_spill_count"), kernel.metadata.shared, ", ".join(matrix)
 
 
-def _output(tool: str, *arguments: Any) -> str:
-    done = subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{tool} of Triton's package failed: {done.stderr.strip()}")
-    return done.stdout
-
-
-def report(targets: list[str], only: list[str]) -> int:
+def report(targets: list[str], only: list[str], *, main_only: bool = False) -> int:
     """Compile, print the table and return the exit code."""
-    chosen = [specimen for specimen in SPECIMENS if not only or specimen.function in only]
+    chosen = [one for one in SPECIMENS if (not only or one.function in only) and (one.main or not main_only)]
     started = time.perf_counter()
     compiled: list[Compiled] = []
     failures: list[Failure] = []
@@ -212,8 +202,9 @@ def report(targets: list[str], only: list[str]) -> int:
                 )
     _print_table(compiled, targets)
     spilling = [one for one in compiled if one.spilled]
+    greedy = [one for one in compiled if one.shared > MOST_SHARED[one.target]]
     print(
-        f"\n{len({one.kernel for one in compiled})} kernels, {len(compiled)} compilations, Triton "
+        f"\n{len({one.kernel for one in compiled})} kernels, {len(compiled)} versions, Triton "
         f"{triton.__version__}, torch {torch.__version__}, {time.perf_counter() - started:.0f} s."
     )
     for failure in failures:
@@ -221,10 +212,18 @@ def report(targets: list[str], only: list[str]) -> int:
     for one in spilling:
         unit = "vector registers" if one.target.startswith("gfx") else "bytes a thread"
         print(f"SPILLS on {one.target}: {one.kernel} at {one.specimen}: {one.spilled} {unit}.")
-    if failures or spilling:
-        print(f"Failed: {len(failures)} specimens did not compile, {len(spilling)} compilations spill.")
+    for one in greedy:
+        print(
+            f"TOO MUCH SHARED MEMORY on {one.target}: {one.kernel} at {one.specimen}: {one.shared:,} of "
+            f"{MOST_SHARED[one.target]:,} bytes."
+        )
+    if failures or spilling or greedy:
+        print(
+            f"Failed: {len(failures)} specimens did not compile, {len(spilling)} kernels spill, "
+            f"{len(greedy)} want more shared memory than there is."
+        )
         return 1
-    print("Everything compiles and nothing spills.")
+    print("Everything compiles, fits and nothing spills.")
     return 0
 
 
@@ -250,7 +249,7 @@ def _print_table(compiled: list[Compiled], targets: list[str]) -> None:
             for target in others
         ]
         # A specimen may compile one kernel in several versions: all of them count.
-        marks = ["spills" if any(o.spilled for o in found) else "yes" if found else "no" for found in also]
+        marks = [_mark(found) for found in also]
         lines.append(
             [
                 one.kernel,
@@ -270,6 +269,14 @@ def _print_table(compiled: list[Compiled], targets: list[str]) -> None:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
 
 
+def _mark(compiled: list[Compiled]) -> str:
+    if not compiled:
+        return "no"
+    if any(one.spilled for one in compiled):
+        return "spills"
+    return "yes" if all(one.shared <= MOST_SHARED[one.target] for one in compiled) else "too big"
+
+
 def main() -> int:
     """Parse the command line and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -280,8 +287,9 @@ def main() -> int:
         "--only", action="append", default=[], metavar="FUNCTION",
         choices=sorted({specimen.function for specimen in SPECIMENS}), help="may be repeated; default all",
     )  # fmt: skip
+    parser.add_argument("--main", action="store_true", help="the fewest specimens that meet every kernel")
     arguments = parser.parse_args()
-    return report(arguments.target or list(TARGETS), arguments.only)
+    return report(arguments.target or list(TARGETS), arguments.only, main_only=arguments.main)
 
 
 if __name__ == "__main__":

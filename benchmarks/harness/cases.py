@@ -314,9 +314,9 @@ def _packed(masks: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     return tuple(one.to(device) for one in baselines.pack(masks))
 
 
-def _mask_bytes(function: Callable[..., Any], batch: int, patches: int, hidden: int) -> float:
-    packed = bool(specimens.with_total(function, 1))
-    return float(batch * (16 + patches) + (hidden * 12 + batch * patches * 8 if packed else 0))
+def _mask_bytes(batch: int, patches: int, hidden: int) -> float:
+    """Counts and samples read; the mask, the inverse, and an index and a weight of what is hidden written."""
+    return float(batch * 16 + batch * patches * 9 + hidden * 12)
 
 
 def block_masks(device: torch.device, N: int, grid: int) -> Problem:
@@ -325,8 +325,8 @@ def block_masks(device: torch.device, N: int, grid: int) -> Problem:
     counts = specimens.counts(device, N, patches)
     on_host = counts.tolist()
     number = torch.arange(N, device=device)
-    extra = specimens.with_total(vpt_kernels.block_masks, sum(on_host))
-    ours = partial(vpt_kernels.block_masks, counts, (grid, grid), seed=1, step=2, sample=number, **extra)
+    total = sum(on_host)
+    ours = partial(vpt_kernels.block_masks, counts, (grid, grid), total=total, seed=1, step=2, sample=number)
     generator = random.Random(0)
 
     def python(draw: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
@@ -342,7 +342,7 @@ def block_masks(device: torch.device, N: int, grid: int) -> Problem:
                 python(baselines.list_block_masks), compare=_numbers_hidden, note="the same without NumPy"
             ),
         },
-        {FORWARD: _mask_bytes(vpt_kernels.block_masks, N, patches, sum(on_host))},
+        {FORWARD: _mask_bytes(N, patches, total)},
     )
 
 
@@ -351,8 +351,8 @@ def sample_masks(device: torch.device, N: int, T: int) -> Problem:
     logits, counts = torch.randn(N, T, device=device), specimens.counts(device, N, T)
     on_host = counts.tolist()
     number = torch.arange(N, device=device)
-    extra = specimens.with_total(vpt_kernels.sample_masks, sum(on_host))
-    ours = partial(vpt_kernels.sample_masks, logits, counts, seed=1, step=2, sample=number, **extra)
+    total = sum(on_host)
+    ours = partial(vpt_kernels.sample_masks, logits, counts, total=total, seed=1, step=2, sample=number)
     generator = random.Random(0)
 
     def python() -> tuple[Tensor, ...]:
@@ -367,7 +367,7 @@ def sample_masks(device: torch.device, N: int, T: int) -> Problem:
             ),
             PYTHON: lambda: Work(python, compare=_numbers_hidden, note="uniform masks, no logits"),
         },
-        {FORWARD: _mask_bytes(vpt_kernels.sample_masks, N, T, sum(on_host)) + 8 * N * T},
+        {FORWARD: _mask_bytes(N, T, total) + 8 * N * T},
     )
 
 

@@ -6,10 +6,8 @@ backward, so that every launch of training is met. The makers of inputs serve `k
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -165,38 +163,30 @@ def _render(
 
 
 def _render_packed(device: Device, batch: int, count: int, size: int, dtype: torch.dtype) -> None:
-    shapes = (
-        torch.randint(200, 257, (batch, 2)) if torch.device(device).type != "meta" else [(256, 200)] * batch
-    )
-    images = [torch.empty(3, int(h), int(w), dtype=torch.uint8, device=device) for h, w in shapes]
+    images = [
+        torch.empty(256 - n % 50, 200 + n % 50, 3, dtype=torch.uint8, device=device) for n in range(batch)
+    ]
     made = views(device, batch, count, size, side=200)
-    vpt_kernels.render_views(
-        vpt_kernels.pack_images(images), made.boxes, made.flips, made.photometrics,
+    wrt = [tensor.requires_grad_() for tensor in grown(made)]
+    out = vpt_kernels.render_views(
+        vpt_kernels.PackedImages.pack(images), made.boxes, made.flips, made.photometrics,
         size=size, dtype=dtype, **statistics(device),
+    )  # fmt: skip
+    _backward(out, wrt)
+
+
+def _block_masks(device: Device, batch: int, side: int) -> None:
+    vpt_kernels.block_masks(
+        counts(device, batch, side * side), (side, side), total=batch * side * side * 3 // 10, seed=1, step=2,
+        sample=torch.arange(batch, device=device),
     )  # fmt: skip
 
 
-def _block_masks(device: Device, batch: int, grid: tuple[int, int]) -> None:
-    number = torch.arange(batch, device=device)
-    extra = with_total(vpt_kernels.block_masks, batch * grid[0] * grid[1] // 3)
-    vpt_kernels.block_masks(
-        counts(device, batch, grid[0] * grid[1]), grid, seed=1, step=2, sample=number, **extra
-    )
-
-
 def _sample_masks(device: Device, batch: int, patches: int) -> None:
-    number, scores = torch.arange(batch, device=device), torch.randn(batch, patches, device=device)
-    extra = with_total(vpt_kernels.sample_masks, batch * patches // 3)
-    made = vpt_kernels.sample_masks(
-        scores.requires_grad_(), counts(device, batch, patches), seed=1, step=2, sample=number, **extra
-    )
-    if made.perturbed.requires_grad:
-        _backward(made.perturbed, [scores])
-
-
-def with_total(function: Callable[..., Any], total: int) -> dict[str, int]:
-    """Give total= to a mask function that takes one: then it returns packed indices as well."""
-    return {"total": total} if "total" in inspect.signature(function).parameters else {}
+    vpt_kernels.sample_masks(
+        torch.randn(batch, patches, device=device), counts(device, batch, patches),
+        total=batch * patches * 3 // 10, seed=1, step=2, sample=torch.arange(batch, device=device),
+    )  # fmt: skip
 
 
 def _plackett_luce(device: Device, batch: int, patches: int) -> None:
@@ -246,22 +236,16 @@ def _prototype(
     teachers = max(2, rows // 5) if cls else rows
     student, weight = prototypes(device, rows, columns, width, dtype)
     teacher, teacher_weight = prototypes(device, teachers, columns, width, dtype)
-    vpt_kernels.prototype_potentials(
-        teacher, teacher_weight, TEACHER_TEMPERATURE, **_known(vpt_kernels.prototype_potentials, weight_norm)
-    )
+    vpt_kernels.prototype_potentials(teacher, teacher_weight, TEACHER_TEMPERATURE, weight_norm=weight_norm)
+    own = torch.full((rows,), STUDENT_TEMPERATURE, device=device, requires_grad=True)
+    theirs = torch.full((teachers,), TEACHER_TEMPERATURE, device=device, requires_grad=True)
     weights = token_weights(device, rows).requires_grad_()
     out = vpt_kernels.prototype_loss(
         student.requires_grad_(), weight.requires_grad_(), teacher, teacher_weight,
-        potentials(device, teachers, columns),
-        student_temperature=STUDENT_TEMPERATURE, teacher_temperature=TEACHER_TEMPERATURE, weights=weights,
-        rows=pairs(device, rows, teachers) if cls else None, weight_norm=weight_norm,
+        potentials(device, teachers, columns), student_temperature=own, teacher_temperature=theirs,
+        weights=weights, rows=pairs(device, rows, teachers) if cls else None, weight_norm=weight_norm,
     )  # fmt: skip
-    _backward(out, [student, weight, weights])
-
-
-def _known(function: Callable[..., Any], weight_norm: bool) -> dict[str, bool]:
-    known = "weight_norm" in inspect.signature(function).parameters
-    return {"weight_norm": weight_norm} if known else {}
+    _backward(out, [student, weight, own, theirs, weights])
 
 
 def _blend(device: Device, batch: int, side: int, dtype: torch.dtype) -> None:
@@ -278,36 +262,40 @@ class Specimen(NamedTuple):
     function: str  # of vpt_kernels
     label: str
     run: Callable[[Device], None]
+    main: bool = True  # among the fewest that meet every launch
 
 
-def _of(function: str, label: str, run: Callable[..., None], *sizes: Any, **options: Any) -> Specimen:
-    return Specimen(function, label, lambda device: partial(run, device)(*sizes, **options))
+def _of(
+    function: str, label: str, run: Callable[..., None], *sizes: Any, main: bool = True, **options: Any
+) -> Specimen:  # fmt: skip
+    return Specimen(function, label, lambda device: run(device, *sizes, **options), main)
 
 
-DISTILLATION = "masked_distillation_loss"
+DISTILLATION, PROTOTYPE = "masked_distillation_loss", "prototype_loss"
 BILINEAR = {"interpolation": "bilinear"}
+MORE, PAIRS, RAW = {"main": False}, {"cls": True}, {"weight_norm": False}
 SPECIMENS = (
-    _of("render_views", "256x 2x224 bf16 bicubic", _render, 256, 2, 224, BF16),
-    _of("render_views", "256x 8x96 bf16 bicubic", _render, 256, 8, 96, BF16),
-    _of("render_views", "256x 2x224 fp32 bilinear", _render, 256, 2, 224, FP32, **BILINEAR),
+    _of("render_views", "256x 2x224 bf16 bicubic", _render, 256, 2, 224, BF16, **MORE),
+    _of("render_views", "256x 8x96 bf16 bicubic", _render, 256, 8, 96, BF16, **MORE),
+    _of("render_views", "256x 2x224 fp32 bilinear", _render, 256, 2, 224, FP32, **BILINEAR, **MORE),
     _of("render_views", "128x 2x32 fp32 bicubic, 64px", _render, 128, 2, 32, FP32, side=64),
     _of("render_views", "packed 64x 2x224 fp16", _render_packed, 64, 2, 224, FP16),
     _of("keyed_uniform", "512x 256", _keyed_uniform, 512, 256),
-    _of("block_masks", "512x 16x16", _block_masks, 512, (16, 16)),
-    _of("block_masks", "128x 32x32", _block_masks, 128, (32, 32)),
+    _of("block_masks", "512x 16x16", _block_masks, 512, 16),
+    _of("block_masks", "128x 32x32", _block_masks, 128, 32, **MORE),
     _of("sample_masks", "512x 256", _sample_masks, 512, 256),
-    _of("sample_masks", "128x 1024", _sample_masks, 128, 1024),
+    _of("sample_masks", "128x 1024", _sample_masks, 128, 1024, **MORE),
     _of("plackett_luce_log_prob", "512x 256", _plackett_luce, 512, 256),
     _of("sinkhorn_potentials", "3763x65536 bf16", _sinkhorn, TOKENS, PROTOTYPES, BF16),
-    _of("sinkhorn_potentials", "3763x65536 fp32", _sinkhorn, TOKENS, PROTOTYPES, FP32),
-    _of("sinkhorn_potentials", "128x65536 bf16", _sinkhorn, 128, PROTOTYPES, BF16),
+    _of("sinkhorn_potentials", "3763x65536 fp32", _sinkhorn, TOKENS, PROTOTYPES, FP32, **MORE),
+    _of("sinkhorn_potentials", "128x65536 bf16", _sinkhorn, 128, PROTOTYPES, BF16, **MORE),
     _of(DISTILLATION, "3763x65536 bf16", _distillation, TOKENS, PROTOTYPES, BF16),
-    _of(DISTILLATION, "3763x65536 fp32", _distillation, TOKENS, PROTOTYPES, FP32),
-    _of(DISTILLATION, "pairs 640x65536 bf16", _distillation, 640, PROTOTYPES, BF16, cls=True),
-    _of("prototype_loss", "3763x65536x256 bf16", _prototype, TOKENS, PROTOTYPES, WIDTH, BF16),
-    _of("prototype_loss", "3763x65536x256 fp32", _prototype, TOKENS, PROTOTYPES, WIDTH, FP32),
-    _of("prototype_loss", "pairs 640x65536x256 bf16", _prototype, 640, PROTOTYPES, WIDTH, BF16, cls=True),
-    _of("prototype_loss", "1000x8192x384 bf16, raw", _prototype, 1000, 8192, 384, BF16, weight_norm=False),
+    _of(DISTILLATION, "3763x65536 fp32", _distillation, TOKENS, PROTOTYPES, FP32, **MORE),
+    _of(DISTILLATION, "pairs 640x65536 bf16", _distillation, 640, PROTOTYPES, BF16, **PAIRS, **MORE),
+    _of(PROTOTYPE, "3763x65536x256 bf16", _prototype, TOKENS, PROTOTYPES, WIDTH, BF16),
+    _of(PROTOTYPE, "3763x65536x256 fp32", _prototype, TOKENS, PROTOTYPES, WIDTH, FP32, **MORE),
+    _of(PROTOTYPE, "pairs 640x65536x256 bf16", _prototype, 640, PROTOTYPES, WIDTH, BF16, **PAIRS, **MORE),
+    _of(PROTOTYPE, "1000x8192x384 bf16, raw", _prototype, 1000, 8192, 384, BF16, **RAW, **MORE),
     _of("blend_views", "256x224x224 bf16", _blend, 256, 224, BF16),
-    _of("blend_views", "256x224x224 fp32", _blend, 256, 224, FP32),
+    _of("blend_views", "256x224x224 fp32", _blend, 256, 224, FP32, **MORE),
 )  # fmt: skip
