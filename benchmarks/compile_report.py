@@ -53,7 +53,7 @@ class Compiled(NamedTuple):
     warps: int
     stages: int
     registers: int  # per thread; on gfx942 vector registers
-    spilled: int  # bytes of stack a thread; on gfx942 spilled vector registers
+    spilled: int  # bytes of stack a thread
     shared: int  # bytes a program
     notes: str
 
@@ -179,8 +179,8 @@ def _read_amdgcn(kernel: Any) -> tuple[int, int, int, str]:
     def number(field: str) -> int:
         return int(next(iter(re.findall(rf"\.{field}:\s+(\d+)", code)), 0))
 
-    matrix = ["MFMA"] if "v_mfma" in code else []
-    return number("vgpr_count"), number("vgpr_spill_count"), kernel.metadata.shared, ", ".join(matrix)
+    matrix = "MFMA" if "v_mfma" in code else ""
+    return number("vgpr_count"), number("private_segment_fixed_size"), kernel.metadata.shared, matrix
 
 
 def report(targets: list[str], only: list[str], *, main_only: bool = False) -> int:
@@ -210,8 +210,7 @@ def report(targets: list[str], only: list[str], *, main_only: bool = False) -> i
     for failure in failures:
         print(f"NOT COMPILED for {failure.target}: {failure.specimen}: {failure.reason}")
     for one in spilling:
-        unit = "vector registers" if one.target.startswith("gfx") else "bytes a thread"
-        print(f"SPILLS on {one.target}: {one.kernel} at {one.specimen}: {one.spilled} {unit}.")
+        print(f"SPILLS on {one.target}: {one.kernel} at {one.specimen}: {one.spilled} bytes a thread.")
     for one in greedy:
         print(
             f"TOO MUCH SHARED MEMORY on {one.target}: {one.kernel} at {one.specimen}: {one.shared:,} of "

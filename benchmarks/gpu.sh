@@ -29,7 +29,7 @@ python="$(command -v "$python")" || { echo "gpu.sh: no Python found; set PYTHON"
 links="$(mktemp -d)"
 trap 'rm -rf "$links"' EXIT
 ln -s "$PWD/kernels" "$links/vpt_kernels"
-export PYTHONPATH="$links:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$links${PYTHONPATH:+:$PYTHONPATH}"
 unset TRITON_INTERPRET
 export PYTHONUNBUFFERED=1
 

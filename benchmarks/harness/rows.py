@@ -271,7 +271,8 @@ def _lines(axis: Axes, rows: list[Row], x_name: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     for provider in dict.fromkeys(row.provider for row in rows):
-        points = sorted((_size(row.shape, x_name), row) for row in rows if row.provider == provider)
+        points = [(_size(row.shape, x_name), row) for row in rows if row.provider == provider]
+        points.sort(key=lambda point: point[0])
         xs, colour = [x for x, _ in points], _COLOURS.get(provider)
         axis.plot(xs, [row.p50 for _, row in points], "o-", markersize=3, color=colour)
         low, high = [row.p20 for _, row in points], [row.p80 for _, row in points]
