@@ -90,7 +90,7 @@ def block_masks_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw what `block_masks` promises, its arguments checked and its seed in two words."""
     hidden = _reference(counts, sample, height, width, (seed_low, seed_high, step), min_patches, min_aspect)
-    return tuple(pack(hidden, counts, total))
+    return (*pack(hidden, counts, total),)
 
 
 @block_masks_op.register_kernel("cuda")
@@ -126,7 +126,7 @@ def _(
     min_patches: int,
     min_aspect: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(fake_masks(counts, len(counts), height * width, total))
+    return (*fake_masks(counts, len(counts), height * width, total),)
 
 
 def _reference(

@@ -12,7 +12,7 @@ class PackedMasks(NamedTuple):
     """Which of T tokens are hidden in each of N rows, and the list of the hidden ones in row-major order."""
 
     hidden: Tensor  # [N, T] bool: True where the token is hidden
-    index: Tensor  # [total] int64: row * T + token of each hidden token
+    indices: Tensor  # [total] int64: row * T + token of each hidden token
     inverse: Tensor  # [N, T] int64: a hidden token's place in that list, -1 where the token is shown
     weights: Tensor  # [total] fp32: 1 / how many its row hides, so that a row's weights sum to 1
 
@@ -41,13 +41,13 @@ def pack(hidden: Tensor, counts: Tensor, total: int) -> PackedMasks:
     """Pack `hidden` [N, T], of which row n has counts[n] and all rows have `total`."""
     flat = hidden.flatten()
     if flat.device.type == "cpu" and not torch.compiler.is_compiling():
-        index = flat.nonzero().squeeze(1)  # twice as fast there, and there is nothing to wait for
+        indices = flat.nonzero().squeeze(1)  # twice as fast there, and there is nothing to wait for
     else:
-        index = torch.nonzero_static(flat, size=total).squeeze(1)
+        indices = torch.nonzero_static(flat, size=total).squeeze(1)
     inverse = torch.full_like(flat, -1, dtype=torch.int64)
-    inverse.scatter_(0, index, torch.arange(total, device=flat.device))
+    inverse.scatter_(0, indices, torch.arange(total, device=flat.device))
     weights = counts.float().reciprocal().repeat_interleave(counts, output_size=total)
-    return PackedMasks(hidden, index, inverse.view(hidden.shape), weights)
+    return PackedMasks(hidden, indices, inverse.view(hidden.shape), weights)
 
 
 def expect_total(function: str, counts: Tensor, total: int) -> None:

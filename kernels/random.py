@@ -103,7 +103,7 @@ def philox(
 
     Words are unsigned 32-bit numbers held in int64. The result is bit-equal to Random123's philox4x32.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
     # Words 0 and 2 lie in one tensor and 1 and 3 in another, so that one operation serves both, and all
     # are written in place: small draws cost their calls, not their arithmetic.
     even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))

@@ -16,7 +16,7 @@ class MaskSample(NamedTuple):
     """Masks of N views of T patches in packed form (as `PackedMasks`), and what they were cut from."""
 
     hidden: Tensor  # [N, T] bool: True where the patch is hidden
-    index: Tensor  # [total] int64: row * T + patch of each hidden patch, in row-major order
+    indices: Tensor  # [total] int64: row * T + patch of each hidden patch, in row-major order
     inverse: Tensor  # [N, T] int64: a hidden patch's place in that list, -1 where the patch is shown
     weights: Tensor  # [total] fp32: 1 / how many its row hides
     perturbed: Tensor  # [N, T] fp32: logits + Gumbel noise, differentiable; the highest are hidden
@@ -56,8 +56,10 @@ def sample_masks(
     low, high = seed_words(name, seed, step)
     sample = sample.to(logits.device, non_blocking=True)
     counts = counts.to(logits.device, non_blocking=True)
-    perturbed, *masks = sample_masks_op(logits, counts, sample, total, low, high, step)
-    return MaskSample(*masks, perturbed)
+    perturbed, hidden, indices, inverse, weights = sample_masks_op(
+        logits, counts, sample, total, low, high, step
+    )
+    return MaskSample(hidden, indices, inverse, weights, perturbed)
 
 
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -86,7 +88,8 @@ def _(
 def _(
     logits: Tensor, counts: Tensor, sample: Tensor, total: int, seed_low: int, seed_high: int, step: int
 ) -> _Outputs:
-    return logits.new_empty(logits.shape), *fake_masks(logits, *logits.shape, total)
+    rows, patches = logits.shape
+    return logits.new_empty(rows, patches), *fake_masks(logits, rows, patches, total)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:

@@ -65,7 +65,7 @@ class Masks:
     def of(cls, hidden: Tensor, total: int) -> Masks:
         """List the `total` hidden tokens of `hidden` [G, B, N]; nothing waits for the device."""
         packed = pack_masks(hidden.flatten(0, 1), total)
-        return cls(hidden, packed.index, packed.weights)
+        return cls(hidden, packed.indices, packed.weights)
 
     def detach(self) -> Masks:
         """These masks without the designer's gradient."""

@@ -14,7 +14,7 @@ def assert_packed(masks, counts):
                 inverse[row, token] = len(index)
                 index.append(row * hidden.shape[1] + token)
                 weights.append(1 / int(counts[row]))
-    assert torch.equal(masks.index.cpu(), torch.tensor(index, dtype=torch.int64))
+    assert torch.equal(masks.indices.cpu(), torch.tensor(index, dtype=torch.int64))
     assert torch.equal(masks.inverse.cpu(), inverse)
     assert masks.weights.dtype == torch.float32
     torch.testing.assert_close(masks.weights.cpu(), torch.tensor(weights), rtol=3e-7, atol=0)

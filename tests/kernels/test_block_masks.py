@@ -171,7 +171,7 @@ def test_no_rows():
     empty = torch.zeros(0, dtype=torch.int64)
     masks = masks_of(empty, (3, 4), seed=0, step=0, sample=empty)
     assert masks.hidden.shape == masks.inverse.shape == (0, 12)
-    assert masks.index.shape == masks.weights.shape == (0,)
+    assert masks.indices.shape == masks.weights.shape == (0,)
 
 
 def test_operator():
@@ -182,7 +182,7 @@ def test_operator():
 def test_compiles():
     def weigh(counts, sample, step):
         masks = block_masks(counts, (6, 7), total=40, seed=2**64 - 1, step=step, sample=sample)
-        return masks.hidden, masks.index * 2, masks.weights.sum()
+        return masks.hidden, masks.indices * 2, masks.weights.sum()
 
     counts, sample = torch.tensor([10, 0, 30]), torch.arange(3)
     compiled = torch.compile(weigh, fullgraph=True, backend="aot_eager")

@@ -56,7 +56,7 @@ def test_small_words_of_the_keys(device):
 def test_no_rows_and_nothing_hidden(device):
     empty = torch.zeros(0, dtype=torch.int64)
     assert check(device, empty, (3, 4)).hidden.shape == (0, 12)
-    assert check(device, torch.zeros(3, dtype=torch.int64), (3, 4)).index.shape == (0,)
+    assert check(device, torch.zeros(3, dtype=torch.int64), (3, 4)).indices.shape == (0,)
 
 
 def test_counts_and_samples_that_are_not_contiguous(device):

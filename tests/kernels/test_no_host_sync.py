@@ -48,10 +48,10 @@ def test_masks_and_keys_from_the_cpu(device):
     logits = torch.zeros(4, 9, device=device)
     for masks in (block_masks(counts, (7, 6), **keys), sample_masks(logits, counts, **keys)):
         assert all(part.device == device for part in masks)
-        assert masks.index.shape == masks.weights.shape == (11,)
+        assert masks.indices.shape == masks.weights.shape == (11,)
     assert plackett_luce_log_prob(logits, logits, counts).device == device
     packed = pack_masks(torch.zeros(4, 9, dtype=torch.bool, device=device), 11)
-    assert packed.index.shape == (11,) and packed.inverse.shape == (4, 9)
+    assert packed.indices.shape == (11,) and packed.inverse.shape == (4, 9)
 
 
 def test_potentials_and_loss(device):

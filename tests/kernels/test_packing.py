@@ -30,7 +30,7 @@ def test_equal_scores_hide_the_first():
 
 def test_compiles():
     def gather(hidden, features):
-        return features.flatten(0, 1)[pack_masks(hidden, 3).index]
+        return features.flatten(0, 1)[pack_masks(hidden, 3).indices]
 
     hidden = torch.tensor([[True, False, True], [False, False, True]])
     features = torch.randn(2, 3, 4)

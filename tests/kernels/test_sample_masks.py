@@ -101,7 +101,7 @@ def test_operator():
 def test_compiles():
     def weigh(logits, counts, sample, step):
         masks = sample_masks(logits, counts, total=7, seed=2**64 - 1, step=step, sample=sample)
-        return masks.index * 2, masks.weights * 2, (masks.perturbed * masks.hidden).square().sum()
+        return masks.indices * 2, masks.weights * 2, (masks.perturbed * masks.hidden).square().sum()
 
     counts, sample = torch.tensor([3, 0, 4]), torch.arange(3)
     compiled = torch.compile(weigh, fullgraph=True, backend="aot_eager")

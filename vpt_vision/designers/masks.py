@@ -69,7 +69,7 @@ class MaskLaw:
         if self.config.kind == "block":
             grid = (self.side, self.side)
             packed = block_masks(flat_counts, grid, total=total, seed=seed, step=step, sample=sample)
-            return Masks(packed.hidden.view(shape), packed.index, packed.weights)
+            return Masks(packed.hidden.view(shape), packed.indices, packed.weights)
         if bend is None:
             logits = torch.zeros(rows, self.side**2, device=device)
         else:
@@ -78,7 +78,7 @@ class MaskLaw:
         relaxed = None
         if bend is not None and logits.requires_grad:
             relaxed = _relax(drawn.hidden, drawn.perturbed, flat_counts, bend.temperature).view(shape)
-        return Masks(drawn.hidden.view(shape), drawn.index, drawn.weights, relaxed)
+        return Masks(drawn.hidden.view(shape), drawn.indices, drawn.weights, relaxed)
 
     def kl(self, bend: MaskBend) -> Tensor:
         """KL [B] to the recipe of the first patch drawn from the whole image: softmax(field) to equal shares.
