@@ -2,8 +2,8 @@
 
 The row's scores stay in registers while the k-th highest is found in 32 counts. So a row of T patches reads
 4T bytes of logits and writes 13T (mask, inverse, perturbed) and 12 for each hidden patch, each once. Philox
-is computed where it is used. At 512 rows of 256 patches this is under 3 MB: what takes time is the latency of 32
-reductions inside a warp.
+is computed where it is used. At 512 rows of 256 patches this is under 3 MB: what takes time is the latency
+of 32 reductions inside a warp.
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
