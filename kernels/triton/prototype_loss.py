@@ -744,10 +744,10 @@ def _launch(
     tensors = (
         student.contiguous(),
         student_prototypes.contiguous(),
-        student_lengths,
+        None if student_lengths is None else student_lengths.contiguous(),
         teacher.contiguous(),
         teacher_prototypes.contiguous(),
-        teacher_lengths,
+        None if teacher_lengths is None else teacher_lengths.contiguous(),
         row.contiguous(),
         column.contiguous(),
         inverse.contiguous(),

@@ -1,4 +1,4 @@
-"""prototype_loss: brute force over tokens and prototypes in fp64, its gradients, and nothing of size M · K."""
+"""prototype_loss: brute force over tokens and prototypes in fp64, gradients, and nothing of size M · K."""
 
 import math
 
