@@ -1,25 +1,37 @@
-"""`vpt`: train, probe, demonstrate and inspect from the command line."""
+"""`vpt`: train, probe, demonstrate and look after data from the command line."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from vpt_vision.config import RunConfig, dump_config, load_config
+from vpt_vision.data.tools.check import check
+from vpt_vision.data.tools.opening import open_source
+from vpt_vision.data.tools.shard import parse_size, write_shards
+from vpt_vision.data.tools.show import contact_sheet, save_sheet
 from vpt_vision.demo import run_demo
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.probes import probe, summary
 from vpt_vision.loading import config_of, load_backbone, renderer_for
 from vpt_vision.training.trainer import resolve_device, train
 
+CHECKED_SIZE = 16  # pixels: what is decoded only to see whether it can be
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 128 + N after signal N."""
+    """Run one command; returns the exit code.
+
+    0: all is well; 1: data are broken; 2: bad input; 128 + N: ended by signal N.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     options = _parse(arguments)
     try:
@@ -98,6 +110,41 @@ def _demo(options: argparse.Namespace) -> int:
     return 0 if interrupted is None else 128 + interrupted
 
 
+def _data_shard(options: argparse.Namespace) -> int:
+    source = open_source(options.source, options.overrides, size=CHECKED_SIZE)
+    report = write_shards(
+        source,
+        options.destination,
+        parse_size(options.shard_size),
+        seed=options.seed,
+        in_order=options.in_order,
+        workers=options.workers,
+        console=Console(stderr=True),
+    )
+    for unreadable in report.named:
+        print(f"left out: {unreadable}")
+    print(report)
+    return 1 if report.left_out else 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    source = open_source(options.source, options.overrides, size=CHECKED_SIZE)
+    report = check(source, workers=options.workers, console=Console(stderr=True))
+    for line in report.lines():
+        print(line)
+    if options.json:
+        print(json.dumps({"source": options.source, **report.summary()}))
+    return 0 if report.is_whole else 1
+
+
+def _data_show(options: argparse.Namespace) -> int:
+    source = open_source(options.source, options.overrides, size=options.size)
+    sheet = contact_sheet(source, options.size, count=options.count, seed=options.seed)
+    save_sheet(sheet, options.picture)
+    print(f"{options.picture}: {min(options.count, len(source))} of {len(source)} samples.")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vpt",
@@ -158,7 +205,84 @@ def _parser() -> argparse.ArgumentParser:
     )
     _takes_config(demo)
     demo.set_defaults(run=_demo)
+
+    data = _command(commands, "data", "Write shards, check data, look at it.", "vpt data check /data/photos")
+    _add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"))
     return parser
+
+
+def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    shard = _command(
+        commands,
+        "shard",
+        "Write any source as balanced, shuffled, indexed WebDataset shards; after a kill it goes on.",
+        "vpt data shard /data/photos /data/shards --shard-size 256MB --workers 8",
+    )
+    _takes_source(shard)
+    shard.add_argument("destination", type=Path, help="a new or empty folder for the shards")
+    shard.add_argument(
+        "--shard-size",
+        default="256MB",
+        help="upper bound of a shard: samples (1000) or bytes (256MB; default)",
+    )
+    shard.add_argument("--seed", type=int, default=0, help="of the shuffle")
+    shard.add_argument("--in-order", action="store_true", help="keep the source's order: no shuffle")
+    _takes_workers(shard)
+    shard.set_defaults(run=_data_shard)
+
+    check = _command(
+        commands,
+        "check",
+        "Read a source through; name and count what is broken. Exit code 1 if anything is.",
+        "vpt data check '/data/train-{000000..000099}.tar' --workers 8 --json",
+    )
+    _takes_source(check)
+    check.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    _takes_workers(check)
+    check.set_defaults(run=_data_check)
+
+    show = _command(
+        commands,
+        "show",
+        "Draw a contact sheet of some samples with their labels and maps.",
+        "vpt data show /data/photos photos.png --count 24",
+    )
+    _takes_source(show)
+    show.add_argument("picture", type=Path, help="the PNG file to write")
+    show.add_argument("--count", type=_positive, default=48, help="samples to draw (default: 48)")
+    show.add_argument("--seed", type=int, default=0, help="of the draw")
+    show.add_argument("--size", type=_positive, default=128, help="side of a sample, pixels (default: 128)")
+    show.set_defaults(run=_data_show)
+    for command in (shard, check, show):  # last: what follows the named arguments
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="settings of the source, such as classes=10 or remote.cache=/fast/disk",
+        )
+
+
+def _takes_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "source",
+        help="a folder of images, of shards or of Hugging Face's save_to_disk; or a pattern or URL of shards",
+    )
+
+
+def _takes_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes at work (default: one for each core; 0: none but this one)",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 def _command(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from vpt_vision.data import DataConfig
+from vpt_vision.data import DataConfig, SourceConfig
 from vpt_vision.designers import DesignerConfig, FixedDesignerConfig, RecipeConfig
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.probes import EvaluationConfig
@@ -85,11 +85,21 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        problems = [_sentence(details) for details in error.errors()]
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError(
-            f"{name} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
-        ) from None
+        raise _told(error, name, RunConfig) from None
+
+
+def load_source(source: Mapping[str, Any], overrides: Sequence[str] = ()) -> SourceConfig:
+    """Check the settings of a single source, changed by `key=value` strings as in `load_config`.
+
+    Raises `UserError` naming every problem at once.
+    """
+    settings = dict(source)
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return TypeAdapter[SourceConfig](SourceConfig).validate_python(settings)
+    except ValidationError as error:
+        raise _told(error, "the source", SourceConfig) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -141,10 +151,17 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     settings[last] = value
 
 
-def _sentence(details: Any) -> str:
+def _told(error: ValidationError, name: str, root: Any) -> UserError:
+    """All that is wrong with settings of the type `root`, called `name`."""
+    problems = [_sentence(details, root) for details in error.errors()]
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return UserError(f"{name} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _sentence(details: Any, root: Any) -> str:
     """One line for one pydantic error: where, what, and for an unknown key the nearest known one."""
     location = [str(part) for part in details["loc"]]
-    known, path = _walk(location)
+    known, path = _walk(location, root)
     where = ".".join(path) or "config"
     if details["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
@@ -160,9 +177,9 @@ def _sentence(details: Any) -> str:
     return f"{where}: {details['msg'][0].lower()}{details['msg'][1:]}{shown}."
 
 
-def _walk(location: Sequence[str]) -> tuple[list[str], list[str]]:
+def _walk(location: Sequence[str], root: Any) -> tuple[list[str], list[str]]:
     """Follow a pydantic location: the keys known beside its last part, and the path without union tags."""
-    annotation: Any = RunConfig
+    annotation = root
     known: list[str] = []
     path: list[str] = []
     for part in location:

@@ -59,7 +59,7 @@ class TestInstalled:
         assert source.classes == ["cat", "cow", "dog"]
         assert [source[i].label for i in range(3)] == [2, 0, None]
         assert source.stored(1).image == png(1)
-        assert source.lengths().tolist() == [len(png(number)) for number in range(3)]
+        assert source.lengths().tolist() == [[len(png(number)), 0, 0] for number in range(3)]
         assert int(pickle.loads(pickle.dumps(source))[2].image[0, 0, 0]) == 2
 
     def test_columns_are_named(self, save):
@@ -82,7 +82,7 @@ class TestInstalled:
             with pytest.raises(UnreadableSample, match=reason) as caught:
                 source[index]
             assert caught.value.name.endswith(f"set: row {index}")
-        assert source.lengths().tolist() == [7, 0]
+        assert source.lengths().tolist() == [[7, 0, 0], [0, 0, 0]]
 
     def test_splits(self, save, datasets, tmp_path):
         rows = datasets.load_from_disk(str(save({"img": list(self.images)})))

@@ -90,15 +90,18 @@ class Folder:
         )
 
     def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each sample [N], maps included; what is missing counts nothing."""
-        paths = ([self.root / path for path in self._files(index) if path] for index in range(len(self)))
-        return np.array(
-            [sum(path.stat().st_size for path in sample if path.exists()) for sample in paths], np.int64
-        )
+        """Bytes of image, segmentation map and depth map of each sample [N, 3]; 0 for what it has not."""
+        return np.array([[self._length(path) for path in self._files(index)] for index in range(len(self))])
 
     def _files(self, index: int) -> list[str]:
         """Paths of image, segmentation map and depth map below the root; '' where there is no such map."""
         return [os.fsdecode(paths[index]) for paths in (self._paths, self._segmentations, self._depths)]
+
+    def _length(self, path: str) -> int:
+        try:
+            return (self.root / path).stat().st_size if path else 0
+        except FileNotFoundError:
+            return 0
 
     def _depth(self, path: str, present: set[str]) -> str:
         found = [beside for suffix in (DEPTH, DEPTH_METRES) if (beside := _beside(path, present, suffix))]

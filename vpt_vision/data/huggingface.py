@@ -79,11 +79,11 @@ class HuggingFace:
         return Stored(key=stem, image=cell["bytes"], label=None if label < 0 else label)
 
     def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each sample [N]; what is missing counts nothing."""
-        lengths = np.zeros(len(self), np.int64)
+        """Bytes of the image of each sample, in the first of three columns [N, 3]; the others are 0."""
+        lengths = np.zeros((len(self), 3), np.int64)
         for index in range(len(self)):
             try:
-                lengths[index] = len(self.stored(index).image)
+                lengths[index, 0] = len(self.stored(index).image)
             except UnreadableSample:
                 continue
         return lengths

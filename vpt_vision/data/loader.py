@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vpt_vision.data.order import Order
 from vpt_vision.data.prefetch import Prefetcher
 from vpt_vision.data.source import Grouped, Sample, Source, UnreadableSample
-from vpt_vision.data.workers import Watch, deaths_are_told_in_turn, obey_parent_only
+from vpt_vision.data.workers import Watch, read_ahead
 from vpt_vision.errors import UserError
 
 TRIES = 100  # substitutes in a row that cannot be read before the source is given up
@@ -121,33 +120,17 @@ class Loader:
 
         One iteration at a time; `close()` on the returned generator, or dropping it, ends the workers.
         """
-        watch = Watch(self.workers)
-        loader = DataLoader(
-            _Reader(self.source, self._order, watch),
-            batch_size=None,  # the requests are batches already
-            sampler=self._requests(self._place),
-            num_workers=self.workers,
+        batches = read_ahead(
+            _Reader(self.source, self._order),
+            self._requests(self._place),
+            workers=self.workers,
+            name=self.source.name,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=obey_parent_only,
-            generator=torch.Generator(),  # the workers' seeds would else be drawn from the global one
         )
-        batches = iter(loader)
-        try:
-            with deaths_are_told_in_turn():
-                while True:
-                    batch: Batch | UserError | None
-                    try:
-                        batch = next(batches)
-                    except RuntimeError:
-                        batch = watch.report(getattr(batches, "_workers", ()), self.source.name)
-                        if batch is None:
-                            raise
-                    if isinstance(batch, UserError):
-                        raise batch
-                    self._count(batch)
-                    yield batch
-        finally:
-            del batches  # ends the workers, even while someone holds on to the error's traceback
+        with closing(batches):
+            for batch in batches:
+                self._count(batch)
+                yield batch
 
     def state_dict(self) -> LoaderState:
         """Where the next batch begins; what workers have read ahead does not count."""
@@ -213,33 +196,28 @@ class _Request(NamedTuple):
     samples: list[int]
 
 
-class _Reader(Dataset["Batch | UserError"]):
+class _Reader:
     """Reads a source by the batch, in whatever process."""
 
-    def __init__(self, source: Source, order: Order, watch: Watch) -> None:
+    def __init__(self, source: Source, order: Order) -> None:
         self.source = source
         self.order = order
-        self.watch = watch
 
-    def __getitem__(self, request: _Request) -> Batch | UserError:
-        """Return an error instead of raising it: from a worker its sentence would come inside a traceback."""
+    def __call__(self, request: _Request, watch: Watch) -> Batch:
         unreadable: list[Unreadable] = []
-        try:
-            samples = [
-                self._sample(place, index, unreadable)
-                for place, index in enumerate(request.samples, request.place)
-            ]
-        except UserError as error:
-            return error
+        samples = [
+            self._sample(place, index, unreadable, watch)
+            for place, index in enumerate(request.samples, request.place)
+        ]
         return Batch(
             torch.stack([sample.image for sample in samples]),
             torch.tensor([sample.index for sample in samples]),
             unreadable,
         )
 
-    def _sample(self, place: int, index: int, unreadable: list[Unreadable]) -> Sample:
+    def _sample(self, place: int, index: int, unreadable: list[Unreadable], watch: Watch) -> Sample:
         for candidate in (index, *islice(self.order.substitutes(place), TRIES - 1)):
-            self.watch.reading(candidate)
+            watch.reading(candidate)
             try:
                 return self.source[candidate]
             except UnreadableSample as error:

@@ -151,8 +151,8 @@ class Shards:
         )
 
     def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each sample [N], maps included."""
-        return np.maximum(self._spans[:, :, 1], 0).sum(1)
+        """Bytes of image, segmentation map and depth map of each sample [N, 3]; 0 for what it has not."""
+        return np.maximum(self._spans[:, :, 1], 0)
 
     def prefetch(self, group: int) -> None:
         """Fetch a remote shard into the cache; one that cannot be had is told of when a sample is read."""

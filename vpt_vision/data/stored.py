@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Stored:
         return Sample(index=index, label=self.label, **decoded._asdict())
 
 
+@runtime_checkable
 class StoredSource(Source, Protocol):
     """A source whose samples lie in files, and can be had undecoded."""
 
@@ -43,4 +44,4 @@ class StoredSource(Source, Protocol):
         """Read the bytes of one sample; raises `UnreadableSample` where it cannot."""
 
     def lengths(self) -> NDArray[np.int64]:
-        """Bytes of each sample [N], maps included."""
+        """Bytes of image, segmentation map and depth map of each sample [N, 3]; 0 for what it has not."""

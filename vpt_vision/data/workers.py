@@ -1,4 +1,4 @@
-"""The processes that read ahead: which signals they obey, and what is said of one that dies."""
+"""Processes that read ahead: what they are asked, which signals they obey, what is said of one that dies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,72 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vpt_vision.errors import UserError
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+def read_ahead(
+    read: Callable[[Request, Watch], Answer],
+    requests: Iterable[Request],
+    *,
+    workers: int,
+    name: Callable[[int], str],
+    pin_memory: bool = False,
+) -> Generator[Answer, None, None]:
+    """Yield what `read` returns for each request, in their order, while processes work on the next ones.
+
+    The global random number generators are left alone.
+
+    Args:
+        read: called in a worker, with a `Watch` that it tells of each sample before reading it.
+        requests: taken a few ahead of the answers.
+        workers: processes; 0 reads in this one, and never ahead.
+        name: what to call a sample of a number.
+        pin_memory: whether answers that have a `pin_memory` method go through it.
+
+    Raises:
+        UserError: `read` raised one, or a worker died.
+    """
+    watch = Watch(workers)
+    answers = iter(
+        DataLoader(
+            _Reads(read, watch),
+            batch_size=None,  # a request is all that is read together
+            sampler=requests,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            worker_init_fn=_obey_parent_only,
+            generator=torch.Generator(),  # the workers' seeds would else be drawn from the global one
+        )
+    )
+    try:
+        with _deaths_are_told_in_turn():
+            while True:
+                answer: Answer | UserError | None
+                try:
+                    answer = next(answers)
+                except StopIteration:
+                    return
+                except RuntimeError:
+                    answer = watch.report(getattr(answers, "_workers", ()), name)
+                    if answer is None:
+                        raise
+                if isinstance(answer, UserError):
+                    raise answer
+                yield answer
+    finally:
+        del answers  # ends the workers, even while someone holds on to the error's traceback
 
 
 class Watch:
@@ -53,8 +111,27 @@ class Watch:
         return UserError(f"{'; '.join(deaths)}: {advice}; the same command goes on from the last checkpoint.")
 
 
+class _Reads(Dataset[Any], Generic[Request, Answer]):
+    """`read` as a data set that is indexed by requests."""
+
+    def __init__(self, read: Callable[[Request, Watch], Answer], watch: Watch) -> None:
+        self.read = read
+        self.watch = watch
+
+    def __getitem__(self, request: Request) -> Answer | UserError:
+        """Return an error instead of raising it: from a worker its sentence would come inside a traceback."""
+        try:
+            return self.read(request, self.watch)
+        except UserError as error:
+            return error
+
+
+def _as_it_is(answer: Answer) -> Answer:
+    return answer
+
+
 @contextmanager
-def deaths_are_told_in_turn() -> Iterator[None]:
+def _deaths_are_told_in_turn() -> Iterator[None]:
     """Keep torch from raising a worker's death wherever the main thread happens to be.
 
     Its `DataLoader` answers SIGCHLD with an error out of the middle of a training step. Without that
@@ -72,7 +149,7 @@ def deaths_are_told_in_turn() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, before)
 
 
-def obey_parent_only(worker: int) -> None:
+def _obey_parent_only(worker: int) -> None:
     """Keep a worker at work when a signal goes to all processes of a run: Ctrl-C, or a scheduler's SIGTERM.
 
     It is for the main process to answer such a signal, and it needs batches until it has saved.

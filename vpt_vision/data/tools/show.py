@@ -1,0 +1,104 @@
+"""A contact sheet: some samples of a source side by side, with their labels and maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vpt_vision.data.order import Order
+from vpt_vision.data.source import Sample, Source, UnreadableSample
+from vpt_vision.errors import UserError
+
+CAPTION = 18  # pixels below each picture
+GAP = 4
+MIXED = 0.5  # share of a segmentation map's colours over the image
+GROUND, INK, WARNING = (255, 255, 255), (30, 30, 30), (200, 30, 30)
+
+
+def contact_sheet(
+    source: Source, size: int, *, count: int = 48, seed: int = 0, columns: int = 8
+) -> Image.Image:
+    """Draw `count` samples, drawn by `seed`, each as the square that training sees.
+
+    Where a sample has a segmentation map, the image follows with the map's colours over it; where it has a
+    depth map, the map follows, near dark and far light. An unreadable sample leaves an empty square.
+
+    Args:
+        source: of squares of `size` pixels.
+        size: side of a square, pixels.
+        count: samples to draw; fewer where the source has fewer.
+        seed: of the draw.
+        columns: pictures in a row; a sample with maps takes several.
+    """
+    indices = Order(seed, len(source)).samples(0, min(count, len(source))).tolist()
+    strips = [_strip(source, index, size) for index in indices]
+    width, height = max(strip.width for strip in strips), size + CAPTION
+    columns = min(max(columns * size // width, 1), len(strips))
+    rows = -(-len(strips) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), GROUND)
+    for number, strip in enumerate(strips):
+        row, column = divmod(number, columns)
+        sheet.paste(strip, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    return sheet
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a contact sheet; raises `UserError` where it cannot."""
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(
+            f"{path} cannot be written ({reason}): name a .png file in a folder that exists."
+        ) from None
+
+
+def _strip(source: Source, index: int, size: int) -> Image.Image:
+    """One sample: its pictures beside one another over a caption."""
+    try:
+        sample = source[index]
+    except UnreadableSample as error:
+        return _captioned([Image.new("RGB", (size, size), (230, 230, 230))], error.reason, WARNING)
+    return _captioned(_pictures(sample), _caption(sample, source.classes), INK)
+
+
+def _pictures(sample: Sample) -> list[Image.Image]:
+    pixels = sample.image.permute(1, 2, 0).numpy()
+    pictures = [pixels]
+    if sample.segmentation is not None:
+        colours = np.array(matplotlib.colormaps["tab20"].colors) * 255  # type: ignore[attr-defined]
+        over = colours[sample.segmentation.numpy() % len(colours)]
+        pictures.append((1 - MIXED) * pixels + MIXED * over)
+    if sample.depth is not None:
+        pictures.append(_depth_picture(sample.depth))
+    return [Image.fromarray(picture.astype(np.uint8)) for picture in pictures]
+
+
+def _depth_picture(depth: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    metres = depth.numpy()
+    picture = matplotlib.colormaps["magma"](metres / max(float(metres.max()), 1e-6))[..., :3] * 255
+    picture[metres == 0] = GROUND  # unknown
+    return picture
+
+
+def _caption(sample: Sample, classes: list[str] | None) -> str:
+    if sample.label is None:
+        return f"{sample.index}"
+    named = classes[sample.label] if classes is not None else str(sample.label)
+    return f"{sample.index}: {named}"
+
+
+def _captioned(pictures: list[Image.Image], caption: str, ink: tuple[int, int, int]) -> Image.Image:
+    width, height = sum(picture.width for picture in pictures), pictures[0].height
+    strip = Image.new("RGB", (width, height + CAPTION), GROUND)
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * picture.width, 0))
+    font = ImageFont.load_default(12)
+    while caption and font.getlength(caption) > width:
+        caption = caption[:-2].removesuffix("…") + "…" if len(caption) > 2 else ""
+    ImageDraw.Draw(strip).text((0, height + 2), caption, ink, font)
+    return strip
