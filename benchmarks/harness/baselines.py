@@ -93,8 +93,9 @@ def python_block_masks(counts: list[int], grid: tuple[int, int], generator: rand
     The law is that of `vpt_kernels.block_masks`, from another generator of random numbers.
     """
     height, width = grid
-    masks = np.zeros((len(counts), height, width), dtype=bool)
-    for mask, count in zip(masks, counts, strict=True):
+    masks = []
+    for count in counts:
+        mask = np.zeros((height, width), dtype=bool)
         remaining = count
         while remaining > 0:
             block = _draw_block(remaining, height, width, generator, lambda part, mask=mask: mask[part].sum())
@@ -109,7 +110,8 @@ def python_block_masks(counts: list[int], grid: tuple[int, int], generator: rand
         if remaining > 0:
             free = np.flatnonzero(~mask)
             mask.reshape(-1)[generator.sample(free.tolist(), remaining)] = True
-    return torch.from_numpy(masks)
+        masks.append(torch.from_numpy(mask))
+    return torch.stack(masks)
 
 
 def list_block_masks(counts: list[int], grid: tuple[int, int], generator: random.Random) -> Tensor:
@@ -286,10 +288,10 @@ def blur(views: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def blend(views: Tensor, mask: Tensor, sigma: float, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Give μ⊙v + (1−μ)⊙blur(v), and the mean total variation and the mean of each mask."""
+    """Give μ⊙v + (1−μ)⊙blur(v), and the mean total variation and darkness of each mask."""
     wide = views.float()
     blurred = blur(wide, torch.full((len(views),), sigma, device=views.device), kernel)
     mu = mask[:, None].float()
     blended = (mu * wide + (1 - mu) * blurred).to(views.dtype)
     down, across = (mask[:, 1:] - mask[:, :-1]).abs(), (mask[:, :, 1:] - mask[:, :, :-1]).abs()
-    return blended, down.mean((1, 2)) + across.mean((1, 2)), mask.mean((1, 2))
+    return blended, down.mean((1, 2)) + across.mean((1, 2)), (1 - mask).mean((1, 2))

@@ -109,7 +109,7 @@ def kornia_blend(views: Tensor, mask: Tensor, sigma: float, kernel: int) -> tupl
     wide, mu = views.float(), mask[:, None].float()
     blurred = kornia.filters.gaussian_blur2d(wide, (kernel, kernel), (sigma, sigma))
     variation = kornia.losses.total_variation(mu, reduction="mean").flatten()
-    return (mu * wide + (1 - mu) * blurred).to(views.dtype), variation, mask.mean((1, 2))
+    return (mu * wide + (1 - mu) * blurred).to(views.dtype), variation, (1 - mask).mean((1, 2))
 
 
 def torchvision_blend(
@@ -122,7 +122,7 @@ def torchvision_blend(
     blurred = T.gaussian_blur(wide, [kernel, kernel], [sigma, sigma])
     down, across = (mask[:, 1:] - mask[:, :-1]).abs(), (mask[:, :, 1:] - mask[:, :, :-1]).abs()
     blended = (mu * wide + (1 - mu) * blurred).to(views.dtype)
-    return blended, down.mean((1, 2)) + across.mean((1, 2)), mask.mean((1, 2))
+    return blended, down.mean((1, 2)) + across.mean((1, 2)), (1 - mask).mean((1, 2))
 
 
 def liger_kl(student: Tensor, targets: Tensor, temperature: float) -> Tensor:

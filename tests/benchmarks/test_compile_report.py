@@ -46,7 +46,8 @@ def test_every_kernel_compiles_and_none_spills(folder, target):
     assert len(registers) >= len(reported) and all(0 < number <= 512 for number in registers)
 
 
-# Holds 64 KiB a warp in registers, which has 32: it must spill on any NVIDIA GPU.
+# The first holds 64 KiB a warp in registers, which has 32: it must spill on any NVIDIA GPU. The last wants
+# two tiles of 128 KiB each.
 SPILLING = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -58,6 +59,8 @@ import spilling
 compile_report.SPECIMENS = [specimens.Specimen("none", "spilling", spilling.launch)]
 code = compile_report.report(["sm_90"], [])
 compile_report.SPECIMENS = [specimens.Specimen("none", "broken", spilling.launch_broken)]
+code = 10 * code + compile_report.report(["sm_90"], [])
+compile_report.SPECIMENS = [specimens.Specimen("none", "huge", spilling.launch_huge)]
 sys.exit(10 * code + compile_report.report(["sm_90"], []))
 """
 KERNELS = """
@@ -81,16 +84,27 @@ def launch(device):
     x = torch.empty(1 << 20, device=device)
     greedy_kernel[(1,)](x, torch.empty_like(x), 7, BLOCK=16384, num_warps=1)
 
+@triton.jit
+def huge_kernel(x_ptr, out_ptr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    square = at[:, None] * SIZE + at[None, :]
+    tl.store(out_ptr + square, tl.dot(tl.load(x_ptr + square), tl.load(x_ptr + SIZE * SIZE + square)))
+
+def launch_huge(device):
+    x = torch.empty(1 << 20, device=device, dtype=torch.float16)
+    huge_kernel[(1,)](x, torch.empty(1 << 20, device=device), SIZE=256, num_warps=16)
+
 def launch_broken(device):
     broken_kernel[(1,)](torch.empty(4, device=device))
 """
 
 
-def test_a_spill_and_a_failure_to_compile_are_found(folder, tmp_path):
+def test_a_spill_a_failure_and_too_large_a_tile_are_found(folder, tmp_path):
     (tmp_path / "spilling.py").write_text(KERNELS)
     done = run(["-c", SPILLING.format(folder=str(folder), here=str(tmp_path))], cwd=tmp_path)
-    assert done.returncode == 11, done.stdout + done.stderr
+    assert done.returncode == 111, done.stdout + done.stderr
     assert re.search(r"SPILLS on sm_90: spilling\.greedy_kernel at none spilling: \d+ bytes", done.stdout)
+    assert "TOO MUCH SHARED MEMORY on sm_90: spilling.huge_kernel" in done.stdout
     assert "NOT COMPILED for sm_90: none broken" in done.stdout and "there_is_no_such_name" in done.stdout
 
 
