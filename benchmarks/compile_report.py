@@ -5,9 +5,9 @@
 Calls the public functions of `harness/specimens.py`, forward and backward, with tensors that have no storage,
 while Triton takes a fake driver for a GPU and compiles instead of launching: block sizes, dtypes and the
 alignment of every argument are those of a real launch, for the launch's own code chose them. Prints a line
-for each kernel compiled and exits with 1 and a sentence if one does not compile, wants more shared memory than
-the GPU has, or keeps registers in memory (spills) on sm_90, for which block sizes are chosen; spills on the
-others are named, and fail with --strict.
+for each kernel compiled and exits with 1 and a sentence if one does not compile, wants more shared memory
+than the GPU has, or keeps registers in memory (spills) on sm_90, for which block sizes are chosen; spills on
+the others are named, and fail with --strict.
 """
 
 from __future__ import annotations

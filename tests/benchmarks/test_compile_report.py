@@ -47,7 +47,7 @@ def test_every_kernel_compiles_and_none_spills(folder, target):
 
 
 # The first holds 64 KiB a warp in registers, which has 32: it must spill on any NVIDIA GPU. The last wants
-# two tiles of 128 KiB each.
+# two tiles of 8 KiB each.
 SPILLING = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -60,6 +60,7 @@ compile_report.SPECIMENS = [specimens.Specimen("none", "spilling", spilling.laun
 code = compile_report.report(["sm_90"], [])
 compile_report.SPECIMENS = [specimens.Specimen("none", "broken", spilling.launch_broken)]
 code = 10 * code + compile_report.report(["sm_90"], [])
+compile_report.MOST_SHARED["sm_90"] = 10_000
 compile_report.SPECIMENS = [specimens.Specimen("none", "huge", spilling.launch_huge)]
 sys.exit(10 * code + compile_report.report(["sm_90"], []))
 """
@@ -92,7 +93,7 @@ def huge_kernel(x_ptr, out_ptr, SIZE: tl.constexpr):
 
 def launch_huge(device):
     x = torch.empty(1 << 20, device=device, dtype=torch.float16)
-    huge_kernel[(1,)](x, torch.empty(1 << 20, device=device), SIZE=256, num_warps=16)
+    huge_kernel[(1,)](x, torch.empty(1 << 20, device=device), SIZE=64)
 
 def launch_broken(device):
     broken_kernel[(1,)](torch.empty(4, device=device))
