@@ -51,7 +51,7 @@ def block_masks(
     Returns:
         The masks, tokens being the patches in row-major order, on the device of counts. All devices draw the
         same numbers; where a side falls half-way between two integers their rounding may differ, in one row
-        of some 30,000.
+        of many thousands.
 
     Raises:
         TypeError, ValueError: an argument has another dtype or shape or is out of its range (counts and

@@ -15,8 +15,7 @@ from torch import Tensor
 
 @triton.jit
 def ordered(scores):
-    """Map fp32 to uint32 in the order of the numbers, NaN highest and both zeros alike, as torch sorts."""
-    scores = tl.where(scores == 0.0, 0.0, scores)
+    """Map fp32 to uint32 in the order of the numbers, NaN highest as torch sorts."""
     bits = scores.to(tl.uint32, bitcast=True)
     image = tl.where((bits >> 31) != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
     return tl.where(scores != scores, 0xFFFFFFFF, image)

@@ -60,8 +60,9 @@ def test_equal_scores_hide_the_first(device):
 
 def test_infinite_and_missing_logits(device):
     logits = torch.randn(6, 9)
-    logits[0, 3], logits[1, 2:6], logits[2], logits[3, 4] = torch.inf, -torch.inf, -torch.inf, torch.nan
-    check(device, logits, torch.tensor([1, 6, 4, 1, 0, 9]))
+    logits[0, 3], logits[1, 2:6], logits[2] = torch.inf, -torch.inf, -torch.inf
+    logits[3, 4], logits[3, 7] = torch.nan, -torch.nan
+    check(device, logits, torch.tensor([1, 6, 4, 2, 0, 9]))
 
 
 def test_logits_that_are_not_contiguous(device):
