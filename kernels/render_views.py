@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import BOOLEAN, FLOATS, INTEGER, expect
-from .photometrics import Photometrics, apply_photometrics
+from .photometrics import Photometrics, apply_photometrics, photometrics_gradients
 
 _RADIUS = {"bilinear": 1, "bicubic": 2}  # of the resampling filter, pixels
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of the views
@@ -250,19 +250,24 @@ def rendered_views_backward(
     blur_kernel: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Give the gradients of boxes [V, B, 4] and of brightness, contrast, saturation, hue, sigma [V, B]."""
-    images = (pixels, offsets, heights, widths)
-    mean = torch.zeros_like(std)
-
-    def render(boxes: Tensor, *strengths: Tensor) -> Tensor:
-        *jitter, sigma = strengths
-        photometrics = Photometrics(*jitter, order, grey, sigma, solarize)
-        return _render(
-            images, boxes, flips, photometrics, mean, std, size, interpolation, blur_kernel, boxes.dtype
-        )
-
-    strengths = (brightness, contrast, saturation, hue, sigma)
-    _, back = torch.func.vjp(render, boxes, *strengths)
-    of_boxes, *of_strengths = (found.clone() for found in back(gradient.to(boxes.dtype)))  # none shared
+    views, batch = boxes.shape[:2]
+    std = std.to(boxes.dtype).view(3, 1, 1)
+    photometrics = Photometrics(brightness, contrast, saturation, hue, order, grey, sigma, solarize)
+    of_boxes, of_strengths = boxes.new_zeros(boxes.shape), [boxes.new_zeros(views, batch) for _ in range(5)]
+    if views == 0 or batch == 0:
+        return of_boxes, *of_strengths
+    with torch.autocast(pixels.device.type, enabled=False):
+        for part, group in _groups(pixels, offsets, heights, widths, views, batch, size):
+            chosen, mirrored = boxes[:, part], flips[:, part]
+            strengths = Photometrics(*(field[:, part].flatten() for field in photometrics))
+            of_views = (gradient[:, part].to(boxes.dtype) / std).flatten(0, 1)
+            resized = _resize(group, chosen, mirrored, size, interpolation)
+            of_resized, *found = photometrics_gradients(resized, of_views, strengths, blur_kernel)
+            for of_field, of_part in zip(of_strengths, found, strict=True):
+                of_field[:, part] = of_part.view(views, -1)
+            of_boxes[:, part] = _resize_gradient(
+                group, chosen, mirrored, size, interpolation, of_resized
+            ).view(views, -1, 4)
     return of_boxes, *of_strengths
 
 
@@ -314,83 +319,183 @@ def _render(
     if views == 0 or batch == 0:
         return boxes.new_zeros((views, batch, 3, size, size), dtype=dtype)
     mean, std = (value.to(boxes.dtype).view(3, 1, 1) for value in (mean, std))
-    pixels, offsets, heights, widths = images
-    if offsets is None or heights is None or widths is None:
-        height, width = pixels.shape[2:]
-        step = max(1, _CHUNK // (views * size * 3 * max(width, size) + 3 * height * width))
-        groups = [pixels[start : start + step] for start in range(0, batch, step)]
-    else:  # one at a time: each has a size of its own
-        sizes = zip(offsets.tolist(), heights.tolist(), widths.tolist(), strict=True)
-        groups = [pixels[o : o + 3 * h * w].view(1, h, w, 3).permute(0, 3, 1, 2) for o, h, w in sizes]
     chunks = []
-    start = 0
-    with torch.autocast(pixels.device.type, enabled=False):
-        for group in groups:
-            part = slice(start, start + len(group))
-            start += len(group)
+    with torch.autocast(images[0].device.type, enabled=False):
+        for part, group in _groups(*images, views, batch, size):
             rendered = _resize(group, boxes[:, part], flips[:, part], size, interpolation)
             strengths = Photometrics(*(field[:, part].flatten() for field in photometrics))
             rendered = apply_photometrics(rendered, strengths, blur_kernel)
-            chunks.append(((rendered - mean) / std).to(dtype).view(views, -1, 3, size, size))
-    return torch.cat(chunks, 1)
+            rendered = rendered.sub_(mean).div_(std).to(dtype)
+            chunks.append(rendered.view(views, -1, 3, size, size))
+    return torch.cat(chunks, 1) if len(chunks) > 1 else chunks[0]
+
+
+def _groups(
+    pixels: Tensor,
+    offsets: Tensor | None,
+    heights: Tensor | None,
+    widths: Tensor | None,
+    views: int,
+    batch: int,
+    size: int,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Give which images to render at once, and their pixels [b, 3, H, W]: packed images one by one."""
+    if offsets is None or heights is None or widths is None:
+        height, width = pixels.shape[2:]
+        step = max(1, _CHUNK // (views * size * 3 * max(width, size) + 3 * height * width))
+        for start in range(0, batch, step):
+            yield slice(start, start + step), pixels[start : start + step]
+        return
+    sizes = zip(offsets.tolist(), heights.tolist(), widths.tolist(), strict=True)
+    for index, (offset, height, width) in enumerate(sizes):
+        image = pixels[offset : offset + 3 * height * width].view(1, height, width, 3)
+        yield slice(index, index + 1), image.permute(0, 3, 1, 2)
 
 
 def _resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int, interpolation: str) -> Tensor:
-    """Crop, resize and flip uint8 `images` [B, 3, H, W] to [V B, 3, S, S] in [0, 1] and the dtype of `boxes`.
+    """Crop, resize and flip uint8 `images` [B, 3, H, W] to [V B, 3, S, S] in [0, 1], dtype as `boxes`."""
+    (row, height), (column, width) = _axes(images, boxes, flips, size)
+    rows, weights = _taps(*row, size, height, interpolation)
+    vertical = _weigh_rows(images, rows, weights)
+    columns, weights = _taps(*column, size, width, interpolation)
+    return _weigh_columns(vertical, columns, weights)
 
-    Separable: first every row of every view is a weighted sum of a few source rows, then every
-    column of a view one of a few columns. Embedding bags do exactly this.
+
+def _resize_gradient(
+    images: Tensor, boxes: Tensor, flips: Tensor, size: int, interpolation: str, gradient: Tensor
+) -> Tensor:
+    """Give the gradient of boxes [V B, 4] from that of what `_resize` makes [V B, 3, S, S].
+
+    Linear in the weights of either axis: with their slopes in place of the weights it gives the slopes of the
+    pixels.
+    """
+    (row, height), (column, width) = _axes(images, boxes, flips, size)
+    rows, weights, by_top, by_tall = _taps_and_slopes(*row, size, height, interpolation)
+    columns, across, by_left, by_wide = _taps_and_slopes(*column, size, width, interpolation)
+    vertical = _weigh_rows(images, rows, weights)
+    slopes = [
+        _weigh_columns(_weigh_rows(images, rows, by_top), columns, across),
+        _weigh_columns(vertical, columns, by_left),
+        _weigh_columns(_weigh_rows(images, rows, by_tall), columns, across),
+        _weigh_columns(vertical, columns, by_wide),
+    ]
+    return torch.stack([(gradient * slope).sum((1, 2, 3)) for slope in slopes], -1)
+
+
+_Axis = tuple[
+    Tensor, Tensor, Tensor
+]  # start and length of boxes [n, 1, 1], numbers of the output pixels [.., S, 1]
+
+
+def _axes(
+    images: Tensor, boxes: Tensor, flips: Tensor, size: int
+) -> tuple[tuple[_Axis, int], tuple[_Axis, int]]:
+    """Give rows' and columns' axis, and how many pixels the source has along each."""
+    top, left, tall, wide = boxes.flatten(0, 1)[:, :, None, None].unbind(1)  # [n, 1, 1], n = V B
+    output = torch.arange(size, dtype=boxes.dtype, device=images.device)[:, None]
+    mirrored = torch.where(flips.flatten()[:, None, None], size - 1 - output, output)  # [n, S, 1]
+    height, width = images.shape[2:]
+    return ((top, tall, output), height), ((left, wide, mirrored), width)
+
+
+def _weigh_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Make every row of every view of a few source rows [n, S, T]: an embedding bag does exactly this.
+
+    Returns [n, W, 3 S], columns first, in [0, 1].
     """
     batch, _, height, width = images.shape
-    top, left, tall, wide = boxes.flatten(0, 1).unbind(-1)  # [n] with n = V B
-    view = torch.arange(len(top), device=images.device)[:, None, None]
-
-    rows, weights = _taps(top, tall, size, height, interpolation)  # [n, S, T]
-    source = images.permute(0, 2, 1, 3).to(boxes.dtype).div_(255)
-    vertical = F.embedding_bag(
+    count, size, _ = rows.shape
+    view = torch.arange(count, dtype=torch.int32, device=images.device)[:, None, None]
+    # Channels stay inside or outside of the columns, as they lie: reading in another order is slow.
+    inside = images.stride(1) == 1
+    source = images.permute(0, 2, 3, 1) if inside else images.permute(0, 2, 1, 3)
+    bags = F.embedding_bag(
         (rows + view % batch * height).flatten(0, 1),
-        source.reshape(batch * height, 3 * width),
-        per_sample_weights=weights.flatten(0, 1),
+        source.to(weights.dtype).reshape(batch * height, 3 * width),
+        per_sample_weights=(weights / 255).flatten(0, 1),
         mode="sum",
     )  # [n S, 3 W]
+    if inside:
+        columns_first = bags.view(count, size, width, 3).permute(0, 2, 3, 1)
+    else:
+        columns_first = bags.view(count, size, 3, width).permute(0, 3, 2, 1)
+    return columns_first.reshape(count, width, 3 * size)
 
-    columns, weights = _taps(left, wide, size, width, interpolation)
-    weights = torch.where(flips.flatten()[:, None, None], weights.flip(1), weights)
-    columns = torch.where(flips.flatten()[:, None, None], columns.flip(1), columns)
-    both = F.embedding_bag(
+
+def _weigh_columns(vertical: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """Make every column of every view of a few columns [n, S, T] of `vertical`: [n, 3, S, S]."""
+    count, size, _ = columns.shape
+    width = vertical.shape[1]
+    view = torch.arange(count, dtype=torch.int32, device=vertical.device)[:, None, None]
+    bags = F.embedding_bag(
         (columns + view * width).flatten(0, 1),
-        vertical.view(-1, size, 3, width).permute(0, 3, 2, 1).reshape(-1, 3 * size),
+        vertical.flatten(0, 1),
         per_sample_weights=weights.flatten(0, 1),
         mode="sum",
     )  # [n S, 3 S]: column, channel, row
-    return both.view(-1, size, 3, size).permute(0, 2, 3, 1).contiguous()
+    return bags.view(count, size, 3, size).permute(0, 2, 3, 1).contiguous()
 
 
-def _taps(start: Tensor, length: Tensor, size: int, pixels: int, interpolation: str) -> tuple[Tensor, Tensor]:
-    """Give which source pixels, and with which weights, make up each of `size` output pixels along one axis.
+def _taps(
+    start: Tensor, length: Tensor, output: Tensor, size: int, pixels: int, interpolation: str
+) -> tuple[Tensor, Tensor]:
+    """Give which source pixels, and with which weights, make up output pixels along one axis.
 
-    Output pixel i is centred on start + (i + 1/2) length / size. The filter is widened by the scale
-    where the view is smaller than its box (antialiasing) and cut off at the box, in proportion
+    Pixel `output` of `size` is centred on start + (output + 1/2) length / size. The filter is widened by the
+    scale where the view is smaller than its box (antialiasing) and cut off at the box, in proportion
     where the box ends inside a pixel, so that the weights are continuous in the box.
 
-    Takes start and length [n] in pixels of an axis of `pixels`. Returns index int64 and weight, both
-    [n, size, T]; the weights of an output pixel sum to 1.
+    Takes start and length [n, 1, 1] in pixels of an axis of `pixels`, output [S, 1] or [n, S, 1]. Returns
+    index int32 and weight, both [n, S, T]; the weights of an output pixel sum to 1.
     """
-    radius = _RADIUS[interpolation]
-    taps = math.ceil(2 * radius * max(1, pixels / size))  # enough for the longest box: known beforehand
-    start, length = start[:, None, None], length[:, None, None]
-    scale = length / size
-    stretch = scale.clamp(min=1)
-    output = torch.arange(size, dtype=start.dtype, device=start.device)[:, None]
-    # Coordinates from here on count from the pixel that the box starts in: small numbers, small rounding.
-    origin = start.detach().floor()
-    start = start - origin
-    centre = start + (output + 0.5) * scale  # [n, size, 1]
-    first = (centre.detach() - radius * stretch.detach() + 0.5).floor()
-    pixel = first + torch.arange(taps, dtype=start.dtype, device=start.device)  # [n, size, T]
+    origin, pixel, start, centre, stretch = _positions(start, length, output, size, pixels, interpolation)
     inside = (torch.minimum(pixel + 1, start + length) - torch.maximum(pixel, start)).clamp(0, 1)
     weights = _filter((pixel + 0.5 - centre).abs() / stretch, interpolation) * inside
-    return (origin + pixel).long().clamp(0, pixels - 1), weights / weights.sum(-1, keepdim=True)
+    return (origin + pixel).int().clamp_(0, pixels - 1), weights / weights.sum(-1, keepdim=True)
+
+
+def _taps_and_slopes(
+    start: Tensor, length: Tensor, output: Tensor, size: int, pixels: int, interpolation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give what `_taps` gives, and the derivatives by start and length; at kinks the mean of both sides."""
+    origin, pixel, start, centre, stretch = _positions(start, length, output, size, pixels, interpolation)
+    difference = pixel + 0.5 - centre
+    distance = difference.abs() / stretch
+    value, slope = _filter(distance, interpolation), _filter_slope(distance, interpolation)
+    by_start = -slope * difference.sign() / stretch
+    by_length = by_start * (output + 0.5) / size
+    by_length = by_length - slope * distance / stretch * (length / size >= 1).to(slope.dtype) / size
+    end = start + length
+    inside = (torch.minimum(pixel + 1, end) - torch.maximum(pixel, start)).clamp(0, 1)
+    # An end of the box moves the weight of the pixel it lies in, and of both by half where it lies between.
+    by_begin, by_end = (value * ((at - pixel).sign() - (at - pixel - 1).sign()) / 2 for at in (start, end))
+    weights = value * inside
+    by_start = by_start * inside + by_end - by_begin
+    by_length = by_length * inside + by_end
+    total = weights.sum(-1, keepdim=True)
+    weights = weights / total
+    by_start, by_length = (
+        (each - weights * each.sum(-1, keepdim=True)) / total for each in (by_start, by_length)
+    )
+    return (origin + pixel).int().clamp_(0, pixels - 1), weights, by_start, by_length
+
+
+def _positions(
+    start: Tensor, length: Tensor, output: Tensor, size: int, pixels: int, interpolation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Give the origin of coordinates and, from there, pixels [n, S, T], start, centres and stretch."""
+    radius = _RADIUS[interpolation]
+    longest = float(length.detach().max()) if length.device.type == "cpu" else pixels  # no waiting elsewhere
+    taps = math.ceil(2 * radius * max(1, min(longest, pixels) / size))  # enough for the longest box
+    scale = length / size
+    stretch = scale.clamp(min=1)
+    # Coordinates count from the pixel that the box starts in: small numbers, small rounding.
+    origin = start.detach().floor()
+    start = start - origin
+    centre = start + (output + 0.5) * scale  # [n, S, 1]
+    first = (centre.detach() - radius * stretch.detach() + 0.5).floor()
+    pixel = first + torch.arange(taps, dtype=start.dtype, device=start.device)
+    return origin, pixel, start, centre, stretch
 
 
 def _filter(x: Tensor, interpolation: str) -> Tensor:
@@ -400,3 +505,11 @@ def _filter(x: Tensor, interpolation: str) -> Tensor:
         return inner
     outer = (2 - x).clamp(min=0)
     return (outer - 1) * outer**2 / 2 + (1 - 2 * inner) * inner**2
+
+
+def _filter_slope(x: Tensor, interpolation: str) -> Tensor:
+    """Derivative of `_filter`; at a kink the mean of both sides."""
+    if interpolation == "bilinear":
+        return ((x - 1).sign() - 1) / 2
+    inner, outer = (1 - x).clamp(min=0), (2 - x).clamp(min=0)
+    return outer - 1.5 * outer**2 - 2 * inner + 6 * inner**2

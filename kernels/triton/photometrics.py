@@ -1,12 +1,12 @@
 """Photometrics in Triton: colour jitter in any order, grey, blur and solarise, and the way back.
 
-Pixels are three planes (red, green, blue), nominally in [0, 1]. Only contrast and blur look beyond the pixel:
-contrast needs the mean grey of its view, so the jitter is cut in two at it; blur is a pass along rows and
-one along columns. Each program belongs to one view and branches on that view's strengths, the same for all
-its threads, so a view pays for its own operations alone.
+Pixels are three planes (red, green, blue), nominally in [0, 1]. Only contrast and blur look beyond the
+pixel: contrast needs the mean grey of its view, so the jitter is cut in two at it; blur is a pass along rows
+and one along columns. Each program belongs to one view and branches on that view's strengths, the same for
+all its threads, so a view pays for its own operations alone.
 
-The backward kernels keep nothing from the forward pass: pixels are computed again up to each operation. Sums over
-a view are partial sums of fixed blocks, added up by one later operation: the same result every time.
+The backward kernels keep nothing from the forward pass: pixels are computed again up to each operation. Sums
+over a view are partial sums of fixed blocks, added up by one later operation: the same result every time.
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -57,7 +57,7 @@ def clamped(x):
 
 @triton.jit
 def within(x):
-    """1 where clamping to [0, 1] lets a gradient through: as in torch, both ends belong to it."""
+    """1 where clamping to [0, 1] lets a gradient through: both ends belong to it."""
     return ((x >= 0.0) & (x <= 1.0)).to(x.dtype)
 
 
@@ -97,7 +97,7 @@ def shift_hue(red, green, blue, turns):
 
 @triton.jit
 def jitter(red, green, blue, begin, end, order, brightness, contrast, saturation, hue, mean):
-    """Apply the operations at places begin..end-1 of the order; `mean` is the grey mean that contrast needs."""
+    """Apply the operations at places begin..end-1 of the order; `mean` is the grey mean for contrast."""
     for k in range(begin, end):
         operation = operation_at(order, k)
         if operation == 3:

@@ -2,23 +2,29 @@
 
 A view goes through float scratch [n, 3, S, S]:
 
-1. resample: each program makes a tile of 32 x 32 pixels of one view straight from the source, by T x T taps with
-   T = ceil(2 radius max(1, scale)) of that view's box; then the jitter up to contrast, and the tile's part of
-   the grey mean. A view with neither contrast nor blur is finished here.
+1. resample: each program makes a tile of 32 x 32 pixels of one view straight from the source, by T x T taps,
+   T = ceil(2 radius max(1, scale)) of that view's own box; then the jitter up to contrast, and the tile's
+   part of the grey mean. A view with neither contrast nor blur is finished here.
 2. contrast and what follows it, finishing views without blur.
 3. blur along rows.
 4. blur along columns, solarise, normalise, cast.
 
-Count at 256 sources of 256 x 256, 2 x 224 + 8 x 96 views, DINOv2's recipe, bf16: 133.7 M values. Pass 1 reads the
-sources (50 MB, then from the L2 cache) and writes 0.53 GB; pass 2 (4 of 5 views) reads 0.43 GB and writes 0.32 GB;
-pass 3 (half of the views) reads and writes 0.27 GB each; pass 4 reads 0.27 GB and writes 0.13 GB. Together
-2.3 GB: 0.6 ms at 4 TB/s. Pass 1 is bound by instructions: 44.6 M pixels with 20 pairs of taps on average
-(16 where a view enlarges), three loads of a byte and about 15 instructions a pair: 0.4 G warp instructions,
-0.5 ms on 132 processors at 1.7 GHz that issue four each cycle. The weights of a tap are made once for eight pixels.
+Counted at 256 sources of 256 x 256, 2 x 224 + 8 x 96 views, DINOv2's recipe, bf16: 133.7 M values. Pass 1
+reads the sources (50 MB, then from the L2 cache) and writes 0.53 GB; pass 2 (4 of 5 views) reads 0.43 GB and
+writes 0.32 GB; pass 3 (half of the views) reads and writes 0.27 GB each; pass 4 reads 0.27 GB and writes
+0.13 GB. Together 2.2 GB: 0.6 ms at 4 TB/s. Pass 1 is bound by instructions. In sm_90's code a pair of taps
+takes 153 instructions for eight pixels of three channels (19 each: three loads of a byte, address, weight,
+multiply and add), and a row of taps another 330 for its weights. Boxes average 4.5 taps an axis (4 where a
+view enlarges), so a pixel takes about 570, and 44.6 M pixels 0.8 G warp instructions: 0.9 ms on 132
+processors at 1.7 GHz that issue four each cycle. Byte loads are 84 M of them, within that time.
 None of this has been timed on a GPU.
 
-Scratch is two buffers (four on the way back) of at most _SCRATCH values however large the batch is: views are rendered
-in chunks of as many as fit, and at least one.
+The way back computes everything again from the sources and boxes: resampling once for the pixels and once
+for the slopes of their weights, and seven passes over scratch between them.
+
+Scratch is two buffers (four on the way back) of at most _SCRATCH values however large the batch is: views are
+rendered in chunks of as many as fit, and at least one. So an offset inside a chunk passes 2**31 only for a
+side above 26,000; offsets into the sources do at 11,000 images of 256 x 256 and are of 64 bits.
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
@@ -62,14 +68,20 @@ def _filter(x, BICUBIC: tl.constexpr):
 
 
 @triton.jit
+def _sign(x):
+    """-1, 0 or 1."""
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
 def _filter_slope(x, BICUBIC: tl.constexpr):
-    """Derivative of _filter at x >= 0; at a kink that of the side of the middle, as torch has it."""
+    """Derivative of _filter at x >= 0; at a kink the mean of both sides."""
     if BICUBIC:
         inner = tl.maximum(1.0 - x, 0.0)
         outer = tl.maximum(2.0 - x, 0.0)
         slope = outer - 1.5 * outer * outer - 2.0 * inner + 6.0 * inner * inner
     else:
-        slope = tl.where(x <= 1.0, -1.0, 0.0).to(x.dtype)
+        slope = (_sign(x - 1.0) - 1.0) * 0.5
     return slope
 
 
@@ -108,25 +120,21 @@ def _weight(pixel, centre, start, end, inverse, BICUBIC: tl.constexpr):
 
 @triton.jit
 def _weight_slopes(pixel, centre, start, end, stretch, output, S, BICUBIC: tl.constexpr):
-    """Weight of a tap and its derivatives by the box's start and by its length, as torch would have them."""
+    """Weight of a tap and its derivatives by the box's start and length; at kinks the mean of both sides."""
     inverse = 1.0 / stretch
     difference = pixel + 0.5 - centre
     distance = tl.abs(difference) * inverse
     value = _filter(distance, BICUBIC)
     slope = _filter_slope(distance, BICUBIC)
-    sign = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0)).to(distance.dtype)
     widens = tl.where(end - start >= S, inverse / S, inverse * 0.0)  # d stretch / d length, over stretch
-    by_start = -slope * sign * inverse
+    by_start = -slope * _sign(difference) * inverse
     by_length = by_start * ((output + 0.5).to(distance.dtype) / S) - slope * distance * widens
-    upper = tl.minimum(pixel + 1.0, end)
-    lower = tl.maximum(pixel, start)
-    inside = upper - lower
-    overlap = tl.minimum(tl.maximum(inside, 0.0), 1.0)
-    passes = ((inside >= 0.0) & (inside <= 1.0)).to(distance.dtype)
-    by_end = tl.where(end < pixel + 1.0, 1.0, tl.where(end == pixel + 1.0, 0.5, 0.0)).to(distance.dtype)
-    by_lower = tl.where(start > pixel, 1.0, tl.where(start == pixel, 0.5, 0.0)).to(distance.dtype)
-    of_start = by_start * overlap + value * passes * (by_end - by_lower)
-    of_length = by_length * overlap + value * passes * by_end
+    overlap = _overlap(pixel, start, end)
+    # An end of the box moves the weight of the pixel it lies in, and of both by half where it lies between.
+    by_begin = (_sign(start - pixel) - _sign(start - pixel - 1.0)) * 0.5
+    by_end = (_sign(end - pixel) - _sign(end - pixel - 1.0)) * 0.5
+    of_start = by_start * overlap + value * (by_end - by_begin)
+    of_length = by_length * overlap + value * by_end
     return value * overlap, of_start, of_length
 
 
@@ -251,6 +259,8 @@ def resample_kernel(
         red += weight[:, None] * row_red
         green += weight[:, None] * row_green
         blue += weight[:, None] * row_blue
+    # Pixels beyond the view may have no weight.
+    sum_y, sum_x = tl.where(y < S, sum_y, 1.0), tl.where(seen < S, sum_x, 1.0)
     inverse = (1.0 / sum_y)[:, None] * (1.0 / sum_x)[None, :]
     red = (red * inverse - 1.0) * (256 / 255)
     green = (green * inverse - 1.0) * (256 / 255)
@@ -310,8 +320,8 @@ def boxes_backward_kernel(
 ):
     """A tile's part of the gradient of its box.
 
-    With weights a of rows and c of columns, their sums A and C, and the source s weighed by the gradient of each
-    channel: the pixel gives P / (A C), P = Σ a c s, and its derivative by a row parameter is
+    With weights a of rows and c of columns, their sums A and C, and the source s weighed by the gradient of
+    each channel: the pixel gives P / (A C), P = Σ a c s, and its derivative by a row parameter is
     (Σ a' c s - P Σ a' / A) / (A C); likewise along columns.
     """
     n = (tl.program_id(0) // (tiles * tiles)).to(tl.int64)
@@ -383,7 +393,8 @@ def boxes_backward_kernel(
         by_tall += by_length[:, None] * row
         by_left += weight[:, None] * row_left
         by_broad += weight[:, None] * row_broad
-    inverse_y, inverse_x = 1.0 / sum_y, 1.0 / sum_x
+    # Pixels beyond the view may have no weight.
+    inverse_y, inverse_x = 1.0 / tl.where(y < S, sum_y, 1.0), 1.0 / tl.where(seen < S, sum_x, 1.0)
     inverse = tl.where(mask, inverse_y[:, None] * inverse_x[None, :], 0.0) * (1 / 255)
     by_top -= value * (sum_top * inverse_y)[:, None]
     by_tall -= value * (sum_tall * inverse_y)[:, None]
