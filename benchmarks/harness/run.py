@@ -190,6 +190,8 @@ def measure_case(run: Run, case: Case, providers: Sequence[str] | None = None) -
         run.failed.append(f"{case.label}: {_sentence(error)}")
         run.note(run.failed[-1])
         return
+    if providers and not set(providers) & set(problem.providers):
+        return
     modes = list(problem.bytes)
     expected: tuple[Sequence[Tensor], Sequence[Tensor | None]] | None = None
     ready: dict[str, Work] = {}
@@ -253,7 +255,11 @@ def _time_on_gpu(
     run: Run, case: Case, problem: Problem, name: str, work: Work, modes: list[str],
     status: tuple[str, float | None],
 ) -> None:  # fmt: skip
-    for mode, call in calls_of(work, modes).items():
+    for mode in modes:
+        calls = calls_of(work, [mode])  # for each mode anew, so that a kept graph is let go
+        if mode not in calls:
+            continue
+        call = calls.pop(mode)
         try:
             call()
             memory = measure.peak_memory(call)
@@ -394,9 +400,12 @@ def main(argv: list[str] | None = None) -> int:
     if not main_shapes:
         parser.error(f"--only must be among {', '.join(dict.fromkeys(c.kernel for c in cases.main_cases()))}")
     sweeps = [] if small or arguments.main_only else pick(cases.sweep_cases())
-    plan: list[tuple[Case, tuple[str, ...] | None]] = [(case, None) for case in main_shapes]
-    # Compiling costs seconds a shape, so sweeps take torch.compile last, with what is left of the budget.
-    others = (OURS, cases.EAGER, cases.STORED, cases.PYTHON, *cases.PACKAGES)
+    # Compiling costs seconds a shape, so it comes late where no target speaks of it.
+    others = (OURS, cases.EAGER, cases.STORED, cases.PYTHON, cases.PYTHON_LISTS, *cases.PACKAGES)
+    late = [] if small else [case for case in main_shapes if case.kernel not in targets.COMPILED_SPOKEN_OF]
+    plan: list[tuple[Case, tuple[str, ...] | None]] = []
+    plan += [(case, others if case in late else None) for case in main_shapes]
+    plan += [(case, (COMPILED,)) for case in late]
     plan += [(case, others) for case in sweeps] + [(case, (COMPILED,)) for case in sweeps]
     for place, (case, providers) in enumerate(plan):
         if run.spent():

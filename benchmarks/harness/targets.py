@@ -167,7 +167,7 @@ def _cpu_views(sizes: Sequence[str], least: float) -> _Judge:
     return judge
 
 
-_DISTILLATION, _SINKHORN = "masked_distillation_loss", "sinkhorn_potentials"
+COMPILED_SPOKEN_OF = _DISTILLATION, _SINKHORN = ("masked_distillation_loss", "sinkhorn_potentials")
 _GPU: list[tuple[str, _Judge]] = [
     ("masked_distillation_loss, forward + backward, within 1.25× of 5 passes at C",
      _passes(_DISTILLATION, FULL, 5, 1.25)),
