@@ -9,6 +9,7 @@ import torchvision.transforms.v2.functional as tv
 from torchvision.transforms import InterpolationMode
 
 from vpt_kernels import Photometrics, render_views
+from vpt_kernels.render_views import PackedImages
 
 module = importlib.import_module("vpt_kernels.render_views")  # the package's attribute is the function
 
@@ -229,6 +230,115 @@ def test_layouts_that_are_not_contiguous():
     assert torch.equal(plain(odd, strided, 7), plain(images, boxes, 7))
 
 
+def packed_images(sizes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8, generator=generator) for h, w in sizes]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_packed_images_render_as_each_alone(interpolation):
+    images = packed_images([(17, 23), (1, 1), (40, 9), (8, 8)])
+    boxes = torch.stack([random_boxes(3, 1, *i.shape[:2], seed=i.shape[0])[:, 0] for i in images], 1)
+    boxes[:, 1] = torch.tensor([0.0, 0, 1, 1])
+    photometrics, flips = strong_photometrics(3, 4), torch.rand(3, 4) < 0.5
+    options = {"interpolation": interpolation, "blur_kernel": 5}
+    views = plain(PackedImages.pack(images), boxes, 11, flips=flips, photometrics=photometrics, **options)
+    for b, image in enumerate(images):
+        part = slice(b, b + 1)
+        alone = plain(
+            image.permute(2, 0, 1)[None].contiguous(),
+            boxes[:, part],
+            11,
+            flips=flips[:, part],
+            photometrics=Photometrics(*(field[:, part] for field in photometrics)),
+            **options,
+        )
+        torch.testing.assert_close(views[:, part], alone, atol=1e-5, rtol=0)
+
+
+def test_packing():
+    images = packed_images([(2, 3), (4, 1), (5, 5)])
+    packed = PackedImages.pack(images)
+    assert packed.offsets.tolist() == [0, 18, 30] and len(packed.pixels) == 105
+    assert packed.heights.tolist() == [2, 4, 5] and packed.widths.tolist() == [3, 1, 5]
+    assert torch.equal(packed.pixels[18:30].view(4, 1, 3), images[1])
+    turned = PackedImages.pack([image.permute(2, 0, 1) for image in images], channels_first=True)
+    assert all(torch.equal(one, other) for one, other in zip(packed, turned, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(packed, packed.to("cpu"), strict=True))
+    nothing = PackedImages.pack([])
+    assert [len(field) for field in nothing] == [0, 0, 0, 0] and nothing.pixels.dtype == torch.uint8
+    assert plain(nothing, torch.zeros(2, 0, 4), 6).shape == (2, 0, 3, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("images", "channels_first", "error", "word"),
+    [
+        ([torch.zeros(3, 4, 4, dtype=torch.uint8)], False, ValueError, r"must be uint8 \[H, W, 3\]"),
+        ([torch.zeros(4, 4, 3, dtype=torch.uint8)], True, ValueError, r"must be uint8 \[3, H, W\]"),
+        ([torch.zeros(4, 4, 3)], False, TypeError, "got float32"),
+        ([torch.zeros(0, 4, 3, dtype=torch.uint8)], False, ValueError, "must not be empty"),
+    ],
+)
+def test_errors_of_packing(images, channels_first, error, word):
+    with pytest.raises(error, match=word):
+        PackedImages.pack(images, channels_first=channels_first)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        (
+            {"offsets": torch.tensor([0, 60])},
+            ValueError,
+            "inside their 132 pixel values, got image 1 of 4 x 7 at",
+        ),
+        ({"heights": torch.tensor([0, 4])}, ValueError, "got image 0 of 0 x 4"),
+        ({"widths": torch.tensor([4.0, 7.0])}, TypeError, r"images.widths must be int64 \[2\]"),
+        ({"offsets": torch.tensor([0])}, ValueError, r"images.heights must be int64 \[1\]"),
+        ({"pixels": torch.zeros(132)}, TypeError, "images.pixels must be uint8"),
+    ],
+)
+def test_errors_of_packed_images(change, error, word):
+    packed = PackedImages.pack(packed_images([(4, 4), (4, 7)]))._replace(**change)
+    with pytest.raises(error, match=word):
+        plain(packed, torch.tensor([0.0, 0, 4, 4]).expand(1, len(packed.offsets), 4), 6)
+
+
+def test_boxes_must_lie_inside_their_own_image():
+    packed = PackedImages.pack(packed_images([(9, 9), (4, 7)]))
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 4, 7]])
+    plain(packed, boxes[None], 6)
+    with pytest.raises(ValueError, match=r"4 x 7 image, got top, left, height, width \[0.0, 0.0, 9.0, 9.0\]"):
+        plain(packed, boxes[None, [0, 0]], 6)
+
+
+def test_gradient_in_boxes_and_strengths():
+    images = random_images(2, 9, 10, seed=6).clamp(90, 160)  # nothing is clamped
+    base = strong_photometrics(2, 2)
+    u = torch.rand(5, 2, 2, dtype=torch.float64)
+    inputs = [random_boxes(2, 2, 9, 10, seed=7, dtype=torch.float64)]
+    inputs += [0.9 + 0.2 * u[0], 0.9 + 0.2 * u[1], 0.9 + 0.2 * u[2], 0.02 + 0.05 * u[3], 0.5 + u[4]]
+    weight = torch.randn(2, 2, 3, 6, 6, dtype=torch.float64)
+
+    def score(boxes, brightness, contrast, saturation, hue, sigma):
+        photometrics = Photometrics(
+            brightness, contrast, saturation, hue, base.order, base.grey, sigma, torch.full_like(hue, 2.0)
+        )
+        views = plain(images, boxes, 6, photometrics=photometrics, blur_kernel=5, dtype=torch.float64)
+        return (views * weight).sum((2, 3, 4))
+
+    inputs = tuple(tensor.requires_grad_() for tensor in inputs)
+    assert torch.autograd.gradcheck(score, inputs, atol=1e-6, rtol=1e-4)
+
+
+def test_second_derivatives_are_refused():
+    boxes = random_boxes(1, 1, 9, 9, dtype=torch.float64).requires_grad_()
+    views = plain(random_images(1, 9, 9), boxes, 5, dtype=torch.float64)
+    (first,) = torch.autograd.grad(views.square().sum(), boxes, create_graph=True)
+    with pytest.raises(RuntimeError, match="render_views_backward"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize(("views", "batch"), [(0, 3), (2, 0), (0, 0)])
 def test_nothing_to_render(views, batch):
     empty = plain(random_images(batch, 8, 8), torch.zeros(views, batch, 4), 6, dtype=torch.bfloat16)
@@ -265,6 +375,7 @@ def test_rounding_beyond_the_border_is_forgiven():
         ({"mean": torch.zeros(1)}, ValueError, r"mean must be .*\[3\]"),
         ({"std": torch.ones(3, device="meta")}, ValueError, "std must be .* on cpu, got .* on meta"),
         ({"interpolation": "lanczos"}, ValueError, "bilinear, bicubic, got 'lanczos'"),
+        ({"dtype": torch.int32}, TypeError, "dtype must be one of float32, float16, bfloat16"),
         ({"size": 0}, ValueError, "size must be at least 1"),
         ({"blur_kernel": 4}, ValueError, "blur_kernel must be odd"),
         ({"size": 4}, ValueError, "below twice the size 4, got 9"),
