@@ -164,7 +164,7 @@ def relative_error(found: Sequence[Tensor | None], expected: Sequence[Tensor | N
 def calls_of(work: Work, modes: Sequence[str]) -> dict[str, Callable[[], Any]]:
     """Give what is timed in each mode. Backward keeps the graph of one forward pass."""
     calls: dict[str, Callable[[], Any]] = {FORWARD: work.forward}
-    if work.wrt and BACKWARD in modes:
+    if work.wrt:
         kept: list[Any] = []
 
         def backward() -> Any:
