@@ -12,7 +12,8 @@ from .checks import INTEGER, expect, expect_counts
 from .packing import PackedMasks, expect_total, fake_masks, pack
 from .random import BLOCK_MASKS_STREAM, reference_keyed_uniform, seed_words
 
-_ZEROS_OF_OCTET = torch.tensor([[not octet >> bit & 1 for bit in range(8)] for octet in range(256)])
+# Where each octet has zeros: eight bools, held as one int64 so that a look-up copies one element.
+_ZEROS = torch.tensor([[not octet >> bit & 1 for bit in range(8)] for octet in range(256)]).view(torch.int64)
 ATTEMPTS = 10  # at each block, as in BEiT
 MOST_BLOCKS = 32  # of 3000 masks that hide half of a 16 x 16 grid, none asked for more than 15
 
@@ -254,5 +255,5 @@ def _zeros(free: list[int], patches: int) -> Tensor:
     size = (patches + 7) // 8
     packed = bytearray().join([bits.to_bytes(size, "little") for bits in free])
     octets = torch.frombuffer(packed, dtype=torch.uint8).int()
-    zeros = _ZEROS_OF_OCTET.index_select(0, octets).view(len(free), 8 * size)
-    return zeros[:, :patches].contiguous()
+    zeros = _ZEROS[:, 0].index_select(0, octets).view(torch.bool)
+    return zeros.view(len(free), 8 * size)[:, :patches].contiguous()
