@@ -72,6 +72,16 @@ def test_files_beside_an_image_label_it(tmp_path):
     assert np.array_equal(labelled.depth, depth / 1000)
 
 
+def test_depth_in_metres(tmp_path):
+    metres = np.linspace(0.5, 9, 64, dtype=np.float32).reshape(8, 8)
+    write(tmp_path / "a.png", 1)
+    np.save(tmp_path / "a.depth.npy", metres)
+    assert np.array_equal(open_folder(tmp_path)[0].depth, metres)
+    (tmp_path / "a.depth.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"both a\.depth\.png and a\.depth\.npy"):
+        open_folder(tmp_path)
+
+
 def test_unreadable_files_are_named(tmp_path):
     write(tmp_path / "a.png", 1)
     (tmp_path / "b.png").write_bytes(b"")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.checkpoint.stateful import Stateful
 
 from vpt_vision.data import FolderConfig, build_source
 from vpt_vision.data.loader import Loader
@@ -45,6 +46,21 @@ class WorkerFacts(Numbers):
     def __getitem__(self, index):
         facts = [torch.get_num_threads(), signal.getsignal(signal.SIGINT) == signal.SIG_IGN, True]
         return Sample(torch.tensor(facts, dtype=torch.uint8).reshape(3, 1, 1), os.getpid())
+
+
+class Deadly(Numbers):
+    """Ends the process that reads one of its samples, as a crash in a decoder or a full memory would."""
+
+    def __init__(self, count, deadly, number):
+        super().__init__(count)
+        self.deadly, self.number = deadly, number
+
+    def __getitem__(self, index):
+        if index == self.deadly:
+            if self.number is None:
+                os._exit(5)
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
 
 
 def loader(source, batch_size=4, seed=0, **options):
@@ -142,6 +158,10 @@ def test_resumes_at_any_sample_with_any_number_of_workers(trial, broken):
 def test_iterates_on_from_where_it_stands():
     one, two = loader(Numbers(9)), loader(Numbers(9))
     assert row(take(one, 3)) + row(take(one, 3)) == row(take(two, 6))
+
+
+def test_is_stateful():
+    assert isinstance(loader(Numbers(9)), Stateful)
 
 
 def test_other_data_cannot_be_resumed():
@@ -265,6 +285,30 @@ class TestWorkers:
         worker.terminate()
         worker.join(timeout=10)
         assert worker.exitcode == 0
+
+    @pytest.mark.parametrize(
+        ("number", "cause"),
+        [(signal.SIGKILL, "signal 9"), (signal.SIGSEGV, "signal 11"), (None, "exit code 5")],
+    )
+    def test_one_that_dies_is_named_with_its_last_sample(self, number, cause):
+        order = row(take(loader(Numbers(40)), 10))
+        batches = iter(loader(Deadly(40, order[22], number), workers=2))  # the sixth batch: worker 1's third
+        with pytest.raises(UserError) as caught:
+            for _ in range(10):
+                next(batches)
+                time.sleep(0.2)  # the main thread is at other work when the worker dies
+        told = str(caught.value)
+        assert told.startswith(f"worker 1 died ({cause}) while reading {order[22]}.jpg: ")
+        assert ("lower data.workers" in told) == (number == signal.SIGKILL)
+        assert multiprocessing.active_children() == []
+
+    def test_an_error_of_the_source_is_not_taken_for_a_death(self):
+        class Broken(Numbers):
+            def __getitem__(self, index):
+                raise RuntimeError("a bug")
+
+        with pytest.raises(RuntimeError, match="a bug"):
+            take(loader(Broken(9), workers=1), 1)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     def test_end_with_the_main_process(self, number, capfd):

@@ -99,6 +99,21 @@ def test_members_as_they_lie(tmp_path, format):
     assert source.classes == ["0", "1", "2", "3", "4"]
 
 
+def test_depth_in_metres_and_no_pickle(tmp_path):
+    metres, hostile = io.BytesIO(), io.BytesIO()
+    np.save(metres, np.full((8, 8), 2.5))
+    np.save(hostile, np.array([[open]], object), allow_pickle=True)
+    members = [("a.png", image(1)), ("a.depth.npy", metres.getvalue()), ("a.pyd", pickle.dumps(open))]
+    members += [("b.png", image(2)), ("b.depth.npy", hostile.getvalue())]
+    source = open_shards(write_tar(tmp_path / "a.tar", members))
+    assert (source[0].depth == 2.5).all()
+    with pytest.raises(UnreadableSample, match="allow_pickle=False"):
+        source[1]
+    both = [("a.png", image(1)), ("a.depth.npy", b""), ("a.depth.png", b"")]
+    with pytest.raises(UserError, match="keep one depth map"):
+        open_shards(write_tar(tmp_path / "b.tar", both))
+
+
 def test_unlabelled(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.png", image(1))])
     source = open_shards(tmp_path / "a.tar")

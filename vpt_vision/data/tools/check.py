@@ -109,16 +109,7 @@ class CheckReport:
         """Take in what was found in some of the samples."""
         for counter in ("formats", "modes", "labels"):
             getattr(self, counter).update(getattr(chunk, counter))
-        for total in (
-            "samples",
-            "bytes",
-            "unlabelled",
-            "segmentation",
-            "depth",
-            "broken",
-            "widths",
-            "heights",
-        ):
+        for total in ("samples", "bytes", "unlabelled", "segmentation", "depth"):
             setattr(self, total, getattr(self, total) + getattr(chunk, total))
         for values in ("broken", "widths", "heights"):
             getattr(self, values).extend(getattr(chunk, values))
