@@ -137,12 +137,10 @@ def _(
 
     weights = gaussian(sigma, blur_kernel, views)
     return (
-        device.views_gradient(to_blended, mask, weights, views.dtype)
-        if for_views
-        else views.new_empty(0, *views.shape[1:]),
+        device.views_gradient(to_blended, mask, weights, views.dtype) if for_views else views[:0].clone(),
         device.mask_gradient(to_blended, to_tv, to_sparsity, views, mask, weights)
         if for_mask
-        else mask.new_empty(0, *mask.shape[1:]),
+        else mask[:0].clone(),
     )
 
 
@@ -191,12 +189,12 @@ def _backward_gradients(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]
 
     def first(*tensors: Tensor) -> tuple[Tensor, ...]:
         *gradients, views, mask = tensors
-        _, back = torch.func.vjp(lambda views, mask: _blend(views, mask, *ctx.blur), views, mask)
+        back = torch.func.vjp(lambda views, mask: _blend(views, mask, *ctx.blur), views, mask)[1]
         return tuple(
             found for found, wanted in zip(back(tuple(gradients)), ctx.wanted, strict=True) if wanted
         )
 
-    _, back = torch.func.vjp(first, *ctx.saved_tensors)
+    back = torch.func.vjp(first, *ctx.saved_tensors)[1]
     return *back(tuple(s for s, wanted in zip(seconds, ctx.wanted, strict=True) if wanted)), *[None] * 4
 
 

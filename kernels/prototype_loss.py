@@ -337,16 +337,14 @@ def prototype_distillation_gradients(
 
 
 @prototype_distillation_gradients.register_kernel("cuda")
-def _(gradient: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     from .triton import prototype_loss as device
 
-    *others, to_student, to_prototypes = others
-    student, student_prototypes, *_ = others
+    *others, to_student, to_prototypes = arguments
+    _, student, student_prototypes, *_ = others
     return (
-        device.features_gradient(gradient, *others) if to_student else student.new_empty(0, student.shape[1]),
-        device.prototypes_gradient(gradient, *others)
-        if to_prototypes
-        else student_prototypes.new_empty(0, student.shape[1]),
+        device.features_gradient(*others) if to_student else student[:0].clone(),
+        device.prototypes_gradient(*others) if to_prototypes else student_prototypes[:0].clone(),
     )
 
 
@@ -482,14 +480,14 @@ def _backward_gradients(ctx: Any, second: Tensor, second_prototypes: Tensor) -> 
             slopes = _slopes(
                 gradient, features, unit, teacher, their_unit, row, column, own, theirs, partners
             )
-            found = (slopes @ unit,) if to_student else ()
+            found: tuple[Tensor, ...] = (slopes @ unit,) if to_student else ()
             if to_prototypes:
                 found = (*found, _through_norm(slopes.T @ features, prototypes, weight_norm))
             return found
 
         features = _present(student[some], partners).to(own.dtype)
-        _, back = torch.func.vjp(first, gradient[some], features, own[some], prototypes, theirs)
-        seconds = (second[some].to(own.dtype),) if to_student else ()
+        back = torch.func.vjp(first, gradient[some], features, own[some], prototypes, theirs)[1]
+        seconds: tuple[Tensor, ...] = (second[some].to(own.dtype),) if to_student else ()
         if to_prototypes:
             seconds = (*seconds, second_prototypes.to(own.dtype))
         *of_some, more, more_theirs = back(seconds)

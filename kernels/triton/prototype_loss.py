@@ -26,7 +26,7 @@ fp32, it goes through in blocks. A gradient is made for at most 256 columns of D
 that its accumulator fits the registers; a wider one makes the similarities once for each 256. No index runs
 over M · K; what runs over K · D or N · D is in 64 bits.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
@@ -598,9 +598,9 @@ _HALF = {
     "prototypes": _Blocks(64, 64, 64, 256, 8, 3),
 }
 _SINGLE = {
-    "logsumexp": _Blocks(128, 64, 32, 0, 8, 3),
-    "forward": _Blocks(128, 64, 32, 0, 8, 3),
-    "features": _Blocks(64, 32, 32, 128, 8, 2),
+    "logsumexp": _Blocks(128, 64, 16, 0, 8, 3),
+    "forward": _Blocks(128, 64, 16, 0, 8, 3),
+    "features": _Blocks(64, 32, 16, 128, 8, 2),
     "prototypes": _Blocks(64, 32, 16, 128, 8, 2),
 }
 

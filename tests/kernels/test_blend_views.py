@@ -95,7 +95,7 @@ def test_launchers_and_gradients_against_fp64(shape, sigma, blur_kernel, dtype, 
         assert_near(found[1], expected[1], mask.dtype)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     count=st.integers(1, 3),
     height=st.integers(1, 12),

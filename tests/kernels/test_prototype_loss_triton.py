@@ -20,7 +20,6 @@ from vpt_kernels.triton import prototype_loss as launchers
 
 module = __import__("importlib").import_module("vpt_kernels.prototype_loss")
 pytestmark = pytest.mark.usefixtures("poisoned")
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def unit(prototypes, weight_norm):
@@ -98,13 +97,22 @@ def check(shape, dtype, device, weight_norm=True, seed=0):
             assert_near(found, wanted, torch.float32, factor=10)  # a difference of sums
 
 
-@pytest.fixture(params=["whole", "streamed"])
-def memory(request, monkeypatch):
-    """Give programs the shared memory of Hopper, then less: D in one block, D in several."""
-    monkeypatch.setattr(launchers, "_roomy", lambda x: request.param == "whole")
+@pytest.fixture(
+    params=[
+        (torch.float32, False),
+        (torch.bfloat16, True),
+        (torch.bfloat16, False),
+        (torch.float16, True),
+    ],
+    ids=["fp32", "bf16", "bf16, less memory", "fp16"],
+)
+def dtype(request, monkeypatch):
+    """Give a dtype, and programs the shared memory of Hopper, so that D fits in one block, or less."""
+    dtype, roomy = request.param
+    monkeypatch.setattr(launchers, "_roomy", lambda x: roomy)
+    return dtype
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -116,17 +124,15 @@ def memory(request, monkeypatch):
         (53, 4, 301, 16, 3),
     ],
 )
-def test_against_fp64_autograd(shape, dtype, memory, device):
+def test_against_fp64_autograd(shape, dtype, device):
     check(shape, dtype, device)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_prototypes_as_they_are(dtype, memory, device):
+def test_prototypes_as_they_are(dtype, device):
     check((9, 9, 41, 6, 2), dtype, device, weight_norm=False)
 
 
-@pytest.mark.parametrize("width", [257, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "dtype"), [(257, torch.bfloat16), (131, torch.float32)], ids=str)
 def test_gradients_in_several_parts_of_d(width, dtype, device):
     check((17, 17, 33, width, None), dtype, device)
 
@@ -159,11 +165,10 @@ def test_random_shapes(tokens, teachers, prototypes, width, partners, seed):
     check((tokens, teachers, prototypes, width, partners), torch.float32, device, seed=seed)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("rows", "prototypes", "width"), [(1, 1, 1), (37, 1, 3), (1, 300, 9), (261, 5, 2), (31, 1033, 19)]
 )
-def test_logsumexps_against_fp64(rows, prototypes, width, dtype, memory, device):
+def test_logsumexps_against_fp64(rows, prototypes, width, dtype, device):
     _, _, _, teacher, v, lengths, row, column, _, theirs, _ = (
         None if tensor is None else tensor.to(device) for tensor in case(1, rows, prototypes, width, 1, dtype)
     )
@@ -250,8 +255,7 @@ def test_nothing_to_compare(shape, device):
     assert not prototype_distillation(*inputs)[0].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extreme_logits_stay_finite_and_right(dtype, memory, device):
+def test_extreme_logits_stay_finite_and_right(dtype, device):
     """Logits up to 1e4 over temperatures of 0.01."""
     inputs = case(9, 9, 20, 6, None, dtype)
     for place in (0, 3):
@@ -263,6 +267,8 @@ def test_extreme_logits_stay_finite_and_right(dtype, memory, device):
     z = teacher @ v.T / 0.01
     inputs[6], inputs[7] = -torch.logsumexp(z, 1).float(), torch.zeros(20)
     losses, gradients = launched(inputs, torch.ones(9, 1), device)
+    if dtype == torch.float16:  # the gradient to prototypes is 1e4 / 0.01, more than fp16 holds
+        gradients = gradients[:1]
     assert all(tensor.isfinite().all() for tensor in (losses, *gradients))
     # Nearly one-hot targets: the loss is the distance of the student's logits to its highest. What single
     # precision leaves of q is 1e6 · 2**-24 = 6 %.
@@ -277,7 +283,7 @@ def test_more_entries_than_32_bits_count(device):
     far, width = 2**23 + 2, 256
     inputs = case(2, 1, 5, width, 1, torch.bfloat16)
     inputs[10] = torch.zeros(2, 1, dtype=torch.int64)
-    expected, (of_student, of_prototypes, _, _) = reference(inputs, torch.ones(2, 1))
+    expected, (_, of_prototypes, _, _) = reference(inputs, torch.ones(2, 1))
     teacher = torch.zeros(far + 1, width, dtype=torch.bfloat16, device=device)
     teacher[far] = inputs[3][0]
     inputs[3], inputs[6], inputs[9] = teacher, inputs[6].expand(far + 1), inputs[9].expand(far + 1)
@@ -286,14 +292,12 @@ def test_more_entries_than_32_bits_count(device):
     losses, normaliser, mass, _ = launchers.forward(*inputs)
     assert_near(losses, expected, torch.float32)
     gradient = torch.ones_like(losses)
-    found = launchers.features_gradient(gradient, *inputs, normaliser, mass)
-    assert_near(found, of_student, torch.bfloat16)
     found = launchers.prototypes_gradient(gradient, *inputs, normaliser, mass)
     assert_near(found, of_prototypes, torch.bfloat16)
 
 
 def test_the_largest_buffer_is_far_below_the_logits(device, monkeypatch):
-    tokens, prototypes, width = 211, 307, 3
+    tokens, prototypes, width = 127, 211, 3
     inputs = [tensor.to(device) for tensor in case(tokens, tokens, prototypes, width, 1, torch.float32)]
     sizes = []
 
