@@ -6,6 +6,7 @@ gradients and work under `torch.compile(fullgraph=True)`. Nothing but torch and 
 only when a CUDA tensor first comes, so they serve any DINO-like trainer.
 """
 
+from .blend_views import Blend, blend_views
 from .block_masks import block_masks
 from .masked_distillation_loss import masked_distillation_loss
 from .packing import PackedMasks, pack_masks
@@ -18,11 +19,13 @@ from .sample_masks import MaskSample, sample_masks
 from .sinkhorn_potentials import Potentials, centre_potentials, sinkhorn_potentials
 
 __all__ = [
+    "Blend",
     "MaskSample",
     "PackedImages",
     "PackedMasks",
     "Photometrics",
     "Potentials",
+    "blend_views",
     "block_masks",
     "centre_potentials",
     "keyed_uniform",
