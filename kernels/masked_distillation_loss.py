@@ -236,7 +236,7 @@ def _backward_student(ctx: Any, second: Tensor) -> tuple[Tensor | None, ...]:
         slope = slope * (gradient / own)[:, None]
         return slope if compared is None else slope.where(compared, 0)
 
-    _, back = torch.func.vjp(first, gradient, student)
+    _, back, *_ = torch.func.vjp(first, gradient, student)
     return (*back(second.to(own.dtype)), *[None] * 8)
 
 

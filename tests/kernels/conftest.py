@@ -1,6 +1,7 @@
 """What the kernels' tests share.
 
-On a machine without a GPU the Triton kernels run under Triton's interpreter: set before anything imports Triton.
+On a machine without a GPU the Triton kernels run under Triton's interpreter, which is chosen before anything
+imports Triton.
 """
 
 import os

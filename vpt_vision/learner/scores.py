@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from vpt_vision import collectives
 from vpt_vision.learner.precision import full_precision
 
 
-class Scores(NamedTuple):
+@dataclass(frozen=True)
+class Scores:
     """Similarities of M tokens with K prototypes: all M·K of them, or their two factors.
 
     Either form gives the same targets and losses, to rounding.
@@ -37,7 +39,7 @@ class Scores(NamedTuple):
 
     def part(self, part: slice) -> Scores:
         """Return the scores of some of the tokens."""
-        return self._replace(rows=self.rows[part])
+        return replace(self, rows=self.rows[part])
 
     def total(self) -> Tensor:
         """Return the similarities' sum over the tokens [K]: that of the tokens' sum, for they are linear."""
@@ -89,7 +91,8 @@ def distillation_loss(
     `partners` int64 [M, P] names the target's rows, -1 for none; left out, each token has the row of its
     number. Both sides are scores of one form.
     """
-    if student.prototypes is None:
+    theirs = target.scores.prototypes
+    if student.prototypes is None or theirs is None:
         return masked_distillation_loss(
             student.rows,
             target.scores.rows,
@@ -102,7 +105,7 @@ def distillation_loss(
         student.rows,
         student.prototypes,
         target.scores.rows,
-        target.scores.prototypes,
+        theirs,
         target.potentials,
         student_temperature=student_temperature,
         teacher_temperature=target.temperature,
