@@ -321,8 +321,8 @@ def _brief(run: Run, case: Case, name: str) -> str:
     return f"{name} {' / '.join(found)} ms"
 
 
-def write(run: Run, folder: Path) -> None:
-    """Write the rows, the table and the plots as they are now."""
+def write(run: Run, folder: Path, *, plots: bool = True) -> None:
+    """Write the rows, the table and, last, the plots as they are now."""
     folder.mkdir(parents=True, exist_ok=True)
     reports.write_csv(folder / "rows.csv", run.rows)
     found = targets.verdicts(run.rows)
@@ -351,6 +351,8 @@ def write(run: Run, folder: Path) -> None:
         page += ["## Left out", "\n".join(f"- {line}" for line in run.skipped)]
     page += ["## Figures", reports.tables(of_kernels)]
     (folder / "table.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    if not plots:
+        return
     try:
         reports.plot(of_kernels, folder)
     except ModuleNotFoundError as error:
@@ -412,8 +414,7 @@ def main(argv: list[str] | None = None) -> int:
             run.skip(f"Budget of {arguments.budget:.0f} s spent: {len(plan) - place} cases not measured.")
             break
         measure_case(run, case, providers)
-        if place % 10 == 0 and run.gpu:
-            write(run, folder)  # a run cut off leaves what it has
+        write(run, folder, plots=False)  # a run cut off leaves what it has
     write(run, folder)
     found = targets.verdicts(run.rows)
     print("\nTargets")
