@@ -253,9 +253,11 @@ def rendered_views_backward(
     views, batch = boxes.shape[:2]
     std = std.to(boxes.dtype).view(3, 1, 1)
     photometrics = Photometrics(brightness, contrast, saturation, hue, order, grey, sigma, solarize)
-    of_boxes, of_strengths = boxes.new_zeros(boxes.shape), [boxes.new_zeros(views, batch) for _ in range(5)]
+    of_boxes = boxes.new_zeros(boxes.shape)
+    one, two, three, four, five = (boxes.new_zeros(views, batch) for _ in range(5))
+    result = (of_boxes, one, two, three, four, five)
     if views == 0 or batch == 0:
-        return of_boxes, *of_strengths
+        return result
     with torch.autocast(pixels.device.type, enabled=False):
         for part, group in _groups(pixels, offsets, heights, widths, views, batch, size):
             chosen, mirrored = boxes[:, part], flips[:, part]
@@ -263,12 +265,12 @@ def rendered_views_backward(
             of_views = (gradient[:, part].to(boxes.dtype) / std).flatten(0, 1)
             resized = _resize(group, chosen, mirrored, size, interpolation)
             of_resized, *found = photometrics_gradients(resized, of_views, strengths, blur_kernel)
-            for of_field, of_part in zip(of_strengths, found, strict=True):
+            for of_field, of_part in zip(result[1:], found, strict=True):
                 of_field[:, part] = of_part.view(views, -1)
             of_boxes[:, part] = _resize_gradient(
                 group, chosen, mirrored, size, interpolation, of_resized
             ).view(views, -1, 4)
-    return of_boxes, *of_strengths
+    return result
 
 
 @rendered_views_backward.register_kernel("cuda")

@@ -26,7 +26,7 @@ Scratch is two buffers (four on the way back) of at most _SCRATCH values however
 rendered in chunks of as many as fit, and at least one. So an offset inside a chunk passes 2**31 only for a
 side above 26,000; offsets into the sources do at 11,000 images of 256 x 256 and are of 64 bits.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
@@ -438,8 +438,8 @@ def forward(
     source, layout = _layout(pixels, offsets, heights, widths, batch, size, interpolation)
     # Contiguous copies where they are not yet: a few bytes a view.
     boxes, flips = boxes.reshape(count, 4).contiguous(), flips.reshape(count).contiguous()
-    fields = (brightness, contrast, saturation, hue, order, grey, sigma, solarize)
-    fields = tuple(field.reshape(count).contiguous() for field in fields)
+    given = (brightness, contrast, saturation, hue, order, grey, sigma, solarize)
+    fields = tuple(field.reshape(count).contiguous() for field in given)
     mean, std = (value.to(boxes.dtype).contiguous() for value in (mean, std))
     flat = out.view(count, 3, size, size)
     step = max(1, _SCRATCH // (3 * plane))
@@ -498,13 +498,16 @@ def backward(
     views, batch = boxes.shape[:2]
     count, plane = views * batch, size * size
     of_boxes = boxes.new_empty((views, batch, 4))
-    of_strengths = [boxes.new_empty((views, batch)) for _ in range(5)]
+    of_brightness, of_contrast, of_saturation, of_hue, of_sigma = (
+        boxes.new_empty((views, batch)) for _ in range(5)
+    )
+    result = (of_boxes, of_brightness, of_contrast, of_saturation, of_hue, of_sigma)
     if count == 0:
-        return of_boxes, *of_strengths
+        return result
     source, layout = _layout(pixels, offsets, heights, widths, batch, size, interpolation)
     boxes, flips = boxes.reshape(count, 4).contiguous(), flips.reshape(count).contiguous()
-    fields = (brightness, contrast, saturation, hue, order, grey, sigma, solarize)
-    fields = tuple(field.reshape(count).contiguous() for field in fields)
+    given = (brightness, contrast, saturation, hue, order, grey, sigma, solarize)
+    fields = tuple(field.reshape(count).contiguous() for field in given)
     std = std.to(boxes.dtype).contiguous()
     gradient = gradient.reshape(count, 3, size, size).contiguous()
     step = max(1, _SCRATCH // (3 * plane))
@@ -533,9 +536,9 @@ def backward(
                 size, plane, blocks, KERNEL=blur_kernel, BLOCK=_BLOCK, num_warps=4,
             )  # fmt: skip
             # `blurred` is free now: it takes the gradient between the two axes.
-            for columns, given, taken in ((True, back, blurred), (False, blurred, back)):
+            for columns, of_output, of_input in ((True, back, blurred), (False, blurred, back)):
                 blur_backward_kernel[grid](
-                    given, taken, sigmas, jittered, through_rows, size, plane, blocks,
+                    of_output, of_input, sigmas, jittered, through_rows, size, plane, blocks,
                     COLUMNS=columns, KERNEL=blur_kernel, BLOCK=_BLOCK, num_warps=8,
                 )  # fmt: skip
             after, before = (boxes.new_empty((n, blocks, 5)) for _ in range(2))
@@ -554,10 +557,10 @@ def backward(
                 back, *source, boxes[part], flips[part], parts, first, **layout, TILE=_TILE, num_warps=8
             )
             torch.sum(parts, 1, out=of_boxes.view(count, 4)[part])
-            for index, of_field in enumerate(of_strengths[:4]):
+            for index, of_field in enumerate((of_brightness, of_contrast, of_saturation, of_hue)):
                 of_field.view(count)[part].copy_(summed[:, index])
-            of_strengths[4].view(count)[part].copy_(through_columns.sum(1) + through_rows.sum(1))
-    return of_boxes, *of_strengths
+            of_sigma.view(count)[part].copy_(through_columns.sum(1) + through_rows.sum(1))
+    return result
 
 
 def _layout(

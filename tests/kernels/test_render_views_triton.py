@@ -351,6 +351,22 @@ def test_the_launchers_gradient_against_finite_differences(device):
 
 
 @pytest.mark.parametrize("launched", [False, True])
+def test_gradients_where_channels_are_equal(launched, device):
+    """Greys have no hue, and channels that share the highest or lowest value share its gradient."""
+    case = Case(1, 3, 7, 8, 9)
+    case.images[:, 1] = case.images[:, 0]  # red and green alike, above or below blue
+    case.images[2] = case.images[2, :1]  # grey
+    case.source = (case.images, None, None, None)
+    case.photometrics = case.photometrics._replace(
+        hue=torch.tensor([[0.1, -0.2, 0.3]]).double(),
+        order=torch.full((1, 3), 18),  # hue first
+        brightness=torch.full((1, 3), 1.3).double(),
+    )
+    found = case.launched_gradients(device) if launched else case.operators_gradients()
+    check_gradients(found, case.expected_gradients(), torch.float64)
+
+
+@pytest.mark.parametrize("launched", [False, True])
 def test_boxes_that_end_between_pixels(launched, device):
     """There the slopes of the two sides differ; the gradient is their mean, as of central differences."""
     case = Case(1, 1, 4, 12, 11)
