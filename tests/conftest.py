@@ -1,8 +1,15 @@
 """A run small enough for tests: every part is there, nothing is large."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
+
+# Without a GPU Triton's kernels run under its interpreter, which is chosen when Triton is imported: whichever
+# test comes first may do that.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples at every run, however slow the machine: a red test is then a change, not a chance.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)

@@ -1,16 +1,7 @@
-"""What the kernels' tests share.
-
-On a machine without a GPU the Triton kernels run under Triton's interpreter, which is chosen before anything
-imports Triton.
-"""
-
-import os
+"""What the kernels' tests share."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
