@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vpt_kernels import Photometrics, render_views
-from vpt_kernels.packing import pack_masks
+from vpt_kernels import Photometrics, pack_masks, render_views
 
 
 class Keys(NamedTuple):
