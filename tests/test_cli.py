@@ -33,7 +33,11 @@ def fails(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "linear"], ["demo"]]
+    "command",
+    [
+        *([], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "linear"], ["demo"]),
+        *(["data"], ["data", "shard"], ["data", "check"], ["data", "show"]),
+    ],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as done:
@@ -211,3 +215,48 @@ def test_a_learner_that_stands_still_is_given_up(fails, config_file):
         "train", config_file, "steps=300", "feedback=null", "designer={kind: fixed}", "data.std=[1e-38,1,1]"
     )
     assert "none of the last 100 steps had a finite loss" in told
+
+
+class TestData:
+    """`vpt data` on a folder of two classes."""
+
+    @pytest.fixture
+    def photos(self, tmp_path):
+        for number in range(6):
+            path = tmp_path / "photos" / ["cat", "dog"][number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+        return tmp_path / "photos"
+
+    def test_shard_then_check_and_show(self, photos, tmp_path, capsys):
+        shards, picture = tmp_path / "shards", tmp_path / "sheet.png"
+        command = ["data", "shard", str(photos), str(shards), "--shard-size", "3", "--workers", "0"]
+        assert main(command) == 0
+        assert f"{shards}: 2 shards, 6 samples" in capsys.readouterr().out
+        assert main([*command]) == 0
+        assert "2 were there already" in capsys.readouterr().out
+        assert main(["data", "check", str(shards), "--json", "--workers", "0"]) == 0
+        told = capsys.readouterr().out.splitlines()
+        assert "broken   0" in told
+        assert json.loads(told[-1])["labels"] == {"cat": 3, "dog": 3}
+        assert main(["data", "show", str(shards), str(picture), "--count", "4", "--size", "32"]) == 0
+        assert capsys.readouterr().out == f"{picture}: 4 of 6 samples.\n"
+        with Image.open(picture) as image:
+            assert image.format == "PNG"
+
+    def test_broken_data_give_exit_code_1(self, photos, tmp_path, capsys):
+        (photos / "dog" / "3.png").write_bytes(b"nothing")
+        assert main(["data", "check", str(photos), "--workers", "0"]) == 1
+        assert "3.png: not a JPEG, PNG or WebP image" in capsys.readouterr().out
+        assert main(["data", "shard", str(photos), str(tmp_path / "shards"), "--workers", "0"]) == 1
+        told = capsys.readouterr().out
+        assert told.startswith(f"left out: {photos}/dog/3.png: not a JPEG")
+        assert "1 of 6 samples could not be read" in told
+
+    def test_bad_input(self, photos, tmp_path, fails):
+        assert "no shard is at nowhere" in fails("data", "check", "nowhere")
+        assert "unknown key; the nearest known key is 'classes'" in fails(
+            "data", "check", str(photos), "clases=3"
+        )
+        assert "no size of a shard" in fails("data", "shard", str(photos), "out", "--shard-size", "big")
+        assert "name a .png file" in fails("data", "show", str(photos), str(tmp_path / "no" / "sheet.png"))

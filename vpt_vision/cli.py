@@ -130,8 +130,7 @@ def _data_shard(options: argparse.Namespace) -> int:
 def _data_check(options: argparse.Namespace) -> int:
     source = open_source(options.source, options.overrides, size=CHECKED_SIZE)
     report = check(source, workers=options.workers, console=Console(stderr=True))
-    for line in report.lines():
-        print(line)
+    print("\n".join(report.lines()))
     if options.json:
         print(json.dumps({"source": options.source, **report.summary()}))
     return 0 if report.is_whole else 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from vpt_vision.config import load_source
 from vpt_vision.data import build_source
 from vpt_vision.data.stored import StoredSource
-from vpt_vision.errors import UserError
 
 
 def open_source(where: str, overrides: Sequence[str], size: int) -> StoredSource:
@@ -25,8 +24,7 @@ def open_source(where: str, overrides: Sequence[str], size: int) -> StoredSource
     """
     config = load_source({"kind": _kind(where), "path": _path(where)}, overrides)
     source = build_source(config, size)
-    if not isinstance(source, StoredSource):
-        raise UserError(f"a source of the kind {config.kind} lies in no files: name a folder or shards.")
+    assert isinstance(source, StoredSource)  # as every kind that has a path
     return source
 
 

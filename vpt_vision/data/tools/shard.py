@@ -50,7 +50,12 @@ class ShardReport:
 
     def __str__(self) -> str:
         again = f" ({self.kept} were there already)" if self.kept else ""
-        lost = f"; {self.left_out} samples could not be read and are left out" if self.left_out else ""
+        total = self.samples + self.left_out
+        lost = (
+            f"; {self.left_out} of {total} samples could not be read and are left out"
+            if self.left_out
+            else ""
+        )
         return (
             f"{self.destination}: {self.shards} shards{again}, {self.samples} samples, "
             f"{self.bytes / 1e6:.1f} MB{lost}."
