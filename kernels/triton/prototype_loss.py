@@ -456,10 +456,11 @@ def prototypes_kernel(
         y = inner * (their_inverse[None, :] * their_scale[:, None])
         slope -= tl.exp(y + row[None, :] + column[:, None])
         slope *= tl.load(weight_ptr + pairs, mask=there, other=0.0)[None, :]
-        along += tl.sum(slope * similarity, 1)
+        slope = slope.to(SLOPE)  # rounded before either sum, so that what one adds the other takes out
+        along += tl.sum(slope.to(tl.float32) * similarity, 1)
         if not WHOLE:
             s = _tile(student_ptr, students, paired, first_out, D, BLOCK_OUT)
-        total = _dot(slope.to(SLOPE), s.to(SLOPE), total, SLOPE_PRECISION, WIDEN)
+        total = _dot(slope, s.to(SLOPE), total, SLOPE_PRECISION, WIDEN)
     if HAS_STUDENT_LENGTHS:
         lengths = tl.load(student_lengths_ptr + k, mask=inside, other=1.0)
         along = tl.where(lengths >= EPSILON, along * scale * scale, 0.0)  # a shorter one is only scaled

@@ -356,6 +356,36 @@ def test_opcheck(partners, dtype, weight_norm, device):
         )
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_all_logits_far_from_zero(sign, dtype, device):
+    """What lies beyond the last prototype counts for nothing, also where 0 is far above every logit."""
+    inputs = case(5, 5, 21, 3, None, torch.float32, weight_norm=False)
+    inputs[0] = sign * (40 + inputs[0])
+    inputs[1] = inputs[1].abs() + 2
+    inputs[:2] = (tensor.to(dtype) for tensor in inputs[:2])
+    inputs[3:5] = (tensor.to(dtype) for tensor in inputs[3:5])
+    gradient = torch.randn(5, 1)
+    expected, expected_gradients = reference(inputs, gradient)
+    losses, gradients = launched(inputs, gradient, device)
+    factor = 30 if dtype == torch.float32 else 1  # logits of 1000 leave so much of single precision
+    assert_near(losses, expected, torch.float32, factor=30)
+    for found, wanted in zip(gradients[:2], expected_gradients, strict=False):
+        assert_near(found, wanted, dtype, factor=factor)
+
+
+def test_gradient_across_a_prototype_that_features_lie_along(dtype, device):
+    """Most of the gradient is taken out by the weight norm; what remains must not drown in its rounding."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = case(3, 3, 19, 8, None, dtype)
+    along = 3 * inputs[1][:1].float() + 0.05 * torch.randn(3, 8, generator=generator)
+    inputs[0] = along.to(dtype)
+    inputs[8] = torch.full((3,), 3.0)
+    gradient = torch.randn(3, 1)
+    _, expected_gradients = reference(inputs, gradient)
+    _, gradients = launched(inputs, gradient, device)
+    assert_near(gradients[1][:1], expected_gradients[1][:1], dtype)
+
+
 def test_potentials_of_any_mass(device):
     inputs = case(6, 6, 15, 4, None, torch.float32)
     inputs[6] = inputs[6] + torch.linspace(-3, 3, 6)
