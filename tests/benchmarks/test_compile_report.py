@@ -25,10 +25,17 @@ def launched():
     """Name the jit functions that some host function launches, as file.function."""
     names = set()
     for path in (Path(vpt_kernels.__file__).parent / "triton").glob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        home = {
+            alias.asname or alias.name: (node.module, alias.name)
+            for node in nodes
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+            for alias in node.names
+        }
+        for node in nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
-                names.add(f"{path.stem}.{ast.unparse(node.func.value)}")
+                called = ast.unparse(node.func.value)
+                names.add(".".join(home.get(called, (path.stem, called))))
     return names
 
 
