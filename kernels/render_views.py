@@ -16,6 +16,7 @@ from .photometrics import Photometrics, apply_photometrics, photometrics_gradien
 _RADIUS = {"bilinear": 1, "bicubic": 2}  # of the resampling filter, pixels
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of the views
 _CHUNK = 2**22  # elements of the largest intermediate tensor, so that memory does not grow with the batch
+_CACHED = 2**18  # elements between the two passes of a resize, so that they stay in a processor's cache
 _SLACK = 0.01  # pixels by which rounding may carry a box over the border
 
 
@@ -357,10 +358,19 @@ def _groups(
 def _resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int, interpolation: str) -> Tensor:
     """Crop, resize and flip uint8 `images` [B, 3, H, W] to [V B, 3, S, S] in [0, 1], dtype as `boxes`."""
     (row, height), (column, width) = _axes(images, boxes, flips, size)
-    rows, weights = _taps(*row, size, height, interpolation)
-    vertical = _weigh_rows(images, rows, weights)
-    columns, weights = _taps(*column, size, width, interpolation)
-    return _weigh_columns(vertical, columns, weights)
+    views, batch = boxes.shape[:2]
+    rows, down = _taps(*row, size, height, interpolation)  # [n, S, T] each
+    columns, across = _taps(*column, size, width, interpolation)
+    step = max(1, _CACHED // (views * size * 3 * width))
+    parts = []
+    for start in range(0, batch, step):
+        part = slice(start, start + step)
+        first, second, third, fourth = (
+            each.view(views, batch, size, -1)[:, part].flatten(0, 1) for each in (rows, down, columns, across)
+        )
+        vertical = _weigh_rows(images[part], first, second)
+        parts.append(_weigh_columns(vertical, third, fourth).view(views, -1, 3, size, size))
+    return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).flatten(0, 1)
 
 
 def _resize_gradient(
