@@ -46,6 +46,7 @@ setup(
             "types-PyYAML",
         ],
         "huggingface": ["datasets"],
+        "bench": ["kornia", "liger-kernel", "cut-cross-entropy"],  # peers that benchmarks/kernels.py times
         "wandb": ["wandb"],
     },
     entry_points={"console_scripts": ["vpt=vpt_vision.cli:main"]},
