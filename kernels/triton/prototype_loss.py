@@ -21,11 +21,11 @@ device: 15 MB at the sizes above, 1 % of the three matrices of 493 MB that are n
 A student row with several teacher rows is as many pairs, each of which makes the student's similarities anew.
 That is up to twice the operations, and keeps shared memory and registers the same for every P.
 
-On Hopper and the B200 D lies whole in shared memory (`WHOLE`), up to 256 in half precision; elsewhere, in fp32
-and for fp16's gradients, it goes through in blocks, which reads more from L2: fp32 is made right, not fast. A
-gradient is made for at most 256 columns of D at a time (128 in fp32), so that its accumulator fits the
-registers; a wider one makes the similarities once for each 256. No index runs over M · K; what runs over K · D
-or N · D is in 64 bits. None of this has been timed on a GPU.
+On Hopper and the B200 D lies whole in shared memory (`WHOLE`), up to 256 in half precision. Elsewhere, in
+fp32 and for fp16's gradients, it goes through in blocks, which reads more from L2: fp32 is made right, not
+fast. A gradient is made for at most 256 columns of D at a time (128 in fp32), so that its accumulator fits
+the registers; a wider one makes the similarities once for each 256. No index runs over M · K; what runs over
+K · D or N · D is in 64 bits. None of this has been timed on a GPU.
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
