@@ -23,10 +23,13 @@ class Squares:
 
     def __getitem__(self, index: int) -> Sample:
         if index in self.unreadable:
-            raise UnreadableSample(f"image {index}", "broken on purpose")
+            raise UnreadableSample(self.name(index), "broken on purpose")
         noise = torch.Generator().manual_seed(index)
         image = torch.randint(0, 256, (3, self.size, self.size), dtype=torch.uint8, generator=noise)
         return Sample(image, index, None if index in self.unlabelled else index % 3)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
 
 
 @pytest.fixture

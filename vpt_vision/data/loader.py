@@ -20,7 +20,7 @@ from vpt_vision.errors import UserError
 
 TRIES = 100  # substitutes in a row that cannot be read before the source is given up
 JUDGED_OVER = 1000  # reads: the share of unreadable ones is taken over at least so many
-NAMED = 3  # shards that an error names
+NAMED = 3  # shards that are told of
 
 
 class Unreadable(NamedTuple):
@@ -159,6 +159,10 @@ class Loader:
         self._unreadable = state["unreadable"]
         self._by_shard = Counter(state["unreadable_by_shard"])
 
+    def worst_shards(self) -> str:
+        """Tell the shards with the most unreadable images, with their number; '' where there is none."""
+        return ", ".join(f"{count} in {shard}" for shard, count in self._by_shard.most_common(NAMED))
+
     def _requests(self, place: int) -> Iterator[_Request]:
         place += self.rank * self.batch_size
         prefetcher = (
@@ -181,7 +185,7 @@ class Loader:
         self._by_shard.update(skipped.shard for skipped in batch.unreadable if skipped.shard is not None)
         least = JUDGED_OVER if self._order.groups is None else max(JUDGED_OVER, len(self.source))
         if batch.unreadable and self._unreadable > self.max_unreadable * max(self._reads, least):
-            worst = ", ".join(f"{count} in {shard}" for shard, count in self._by_shard.most_common(NAMED))
+            worst = self.worst_shards()
             raise UserError(
                 f"{self._unreadable} of {self._reads} images read ({self._unreadable / self._reads:.1%}) are "
                 f"unreadable, {f'by shard {worst}, ' if worst else ''}the last "

@@ -25,7 +25,6 @@ from vpt_vision.data.members import CLASS, DEPTH, DEPTH_METRES, IMAGES, SEGMENTA
 from vpt_vision.errors import UserError
 
 SUFFIX = ".index"
-VERSION = 1
 
 Natural = Annotated[int, Field(ge=0)]
 
@@ -60,7 +59,7 @@ class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["vpt-shard-index"] = "vpt-shard-index"
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     bytes: Natural
     samples: Natural
     damage: Natural | None = None

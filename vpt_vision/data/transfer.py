@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from http.client import HTTPException
 from logging import getLogger
@@ -127,7 +127,7 @@ def with_patience(attempt: Callable[[], Result], location: str, patience: Patien
     return attempt()
 
 
-def _chunks(location: str, timeout: float) -> Iterator[bytes]:
+def _chunks(location: str, timeout: float) -> Generator[bytes, None, None]:
     if location.startswith("pipe:"):
         return _pipe(location.removeprefix("pipe:"), timeout)
     if location.startswith(("http://", "https://")):
@@ -135,7 +135,7 @@ def _chunks(location: str, timeout: float) -> Iterator[bytes]:
     return _fsspec(location)
 
 
-def _http(url: str, timeout: float) -> Iterator[bytes]:
+def _http(url: str, timeout: float) -> Generator[bytes, None, None]:
     try:
         with urlopen(Request(url), timeout=timeout) as response:
             expected = response.headers.get("Content-Length")
@@ -173,7 +173,7 @@ def _http_failure(error: Exception) -> Unreachable:
     return Unreachable(str(reason) or type(reason).__name__, passing=True)
 
 
-def _pipe(command: str, timeout: float) -> Iterator[bytes]:
+def _pipe(command: str, timeout: float) -> Generator[bytes, None, None]:
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, shell=True, stdout=subprocess.PIPE, stderr=said, start_new_session=True
@@ -202,7 +202,7 @@ def _pipe(command: str, timeout: float) -> Iterator[bytes]:
             raise Unreachable(f"its command ended with code {code}{last}", passing=True)
 
 
-def _fsspec(url: str) -> Iterator[bytes]:
+def _fsspec(url: str) -> Generator[bytes, None, None]:
     system, path = _file_system(url)
     try:
         with system.open(path, "rb") as file:

@@ -79,7 +79,8 @@ class Watch:
     """What each worker process is reading, written by the workers and read by the main process."""
 
     def __init__(self, workers: int) -> None:
-        self._reading = torch.full((workers,), -1).share_memory_()  # [workers] int64; -1 before the first
+        self._reading = torch.full((workers,), -1)  # [workers] int64; -1 before the first
+        self._reading.share_memory_()  # type: ignore[no-untyped-call]
 
     def reading(self, index: int) -> None:
         """Note that this process now reads sample `index`; does nothing outside a worker."""

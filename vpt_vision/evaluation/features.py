@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vpt_vision.data.source import Sample, Source, UnreadableSample
+from vpt_vision.data.workers import Watch, read_ahead
 from vpt_vision.errors import UserError
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.learner.backbone import Backbone
@@ -48,17 +48,21 @@ def extract(
     without photometric change. The backbone runs in eval mode, in fp32, where its parameters lie;
     its mode is put back afterwards. `workers` processes decode the images (0: this one).
 
-    Raises `UserError` where an image has no label or the source has no readable image. An unreadable
-    image is skipped and named in the log.
+    Raises `UserError` where an image has no label, the source has no readable image, or a worker died. An
+    unreadable image is skipped and named in the log.
     """
     device = next(backbone.parameters()).device
-    loader = DataLoader(_Readable(source), batch_size, num_workers=workers, collate_fn=_readable_batch)
+    batches = read_ahead(
+        _Reader(source, batch_size), range(0, len(source), batch_size), workers=workers, name=source.name
+    )
     cls: list[Tensor] = []
     mean_patch: list[Tensor] = []
     labels: list[int] = []
     index: list[int] = []
     with evaluating(backbone), torch.no_grad():
-        for samples in loader:
+        for samples, unreadable in batches:
+            for skipped in unreadable:
+                _LOG.warning("Skipped an unreadable image: %s", skipped)
             if not samples:
                 continue
             images = torch.stack([sample.image for sample in samples])
@@ -67,10 +71,10 @@ def extract(
             mean_patch.append(features.patches.float().mean(1).cpu())
             labels.extend(_label(sample) for sample in samples)
             index.extend(sample.index for sample in samples)
-    unreadable = len(source) - len(labels)
-    if not labels or unreadable > max_unreadable * len(source):
+    lost = len(source) - len(labels)
+    if not labels or lost > max_unreadable * len(source):
         raise UserError(
-            f"{unreadable} of the {len(source)} images to probe on cannot be read: mend them (the log names "
+            f"{lost} of the {len(source)} images to probe on cannot be read: mend them (the log names "
             "each), or raise evaluation.max_unreadable."
         )
     return ProbeFeatures(
@@ -81,25 +85,29 @@ def extract(
     )
 
 
-class _Readable(Dataset[Sample | None]):
-    """A source as a map-style data set, with None in the place of an unreadable image."""
+class _Reader:
+    """Reads some of a source's samples, in whatever process."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, batch_size: int) -> None:
         self.source = source
+        self.batch_size = batch_size
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def __call__(self, first: int, watch: Watch) -> _Read:
+        read = _Read([], [])
+        for index in range(first, min(first + self.batch_size, len(self.source))):
+            watch.reading(index)
+            try:
+                read.samples.append(self.source[index])
+            except UnreadableSample as error:
+                read.unreadable.append(str(error))
+        return read
 
-    def __getitem__(self, index: int) -> Sample | None:
-        try:
-            return self.source[index]
-        except UnreadableSample as error:
-            _LOG.warning("Skipped an unreadable image: %s", error)
-            return None
 
+class _Read(NamedTuple):
+    """What came of some samples."""
 
-def _readable_batch(samples: Sequence[Sample | None]) -> list[Sample]:
-    return [sample for sample in samples if sample is not None]
+    samples: list[Sample]
+    unreadable: list[str]
 
 
 def _label(sample: Sample) -> int:

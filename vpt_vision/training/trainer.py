@@ -140,6 +140,9 @@ class Trainer:
                 if last or interrupts.received is not None or self.steps_done % config.checkpoint.every == 0:
                     save_backbone(self.learner.teacher.backbone, output / BACKBONE_FILE, self.renderer)
                     checkpoints.save(self.steps_done, self.state_dict())
+            worst = self.loader.worst_shards()
+            if worst:
+                log.say(f"{output}: images that cannot be read, by shard: {worst}.")
             if interrupts.received is not None:
                 log.say(
                     f"{output}: stopped after step {self.steps_done}; the same command goes on from there."
