@@ -15,7 +15,7 @@ from .photometrics import Photometrics, apply_photometrics, photometrics_gradien
 
 _RADIUS = {"bilinear": 1, "bicubic": 2}  # of the resampling filter, pixels
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of the views
-_CHUNK = 2**22  # elements of the largest intermediate tensor, so that memory does not grow with the batch
+_CHUNK = 2**20  # elements of the views rendered at once, so that memory does not grow with the batch
 _CACHED = 2**18  # elements between the two passes of a resize, so that they stay in a processor's cache
 _SLACK = 0.01  # pixels by which rounding may carry a box over the border
 
@@ -344,8 +344,7 @@ def _groups(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Give which images to render at once, and their pixels [b, 3, H, W]: packed images one by one."""
     if offsets is None or heights is None or widths is None:
-        height, width = pixels.shape[2:]
-        step = max(1, _CHUNK // (views * size * 3 * max(width, size) + 3 * height * width))
+        step = max(1, _CHUNK // (views * 3 * size**2))
         for start in range(0, batch, step):
             yield slice(start, start + step), pixels[start : start + step]
         return

@@ -209,7 +209,7 @@ def test_memory_is_bounded_by_chunks(monkeypatch):
     images = random_images(1, 256, 256).expand(60, -1, -1, -1)
     plain(images, torch.tensor([0.0, 0.0, 256.0, 256.0]).expand(2, 60, 4), 64)
     assert sum(seen) == 60
-    assert max(seen) * 2 * 64 * 3 * 256 <= module._CHUNK
+    assert max(seen) * 2 * 64 * 3 * 64 <= module._CHUNK
 
 
 def test_autocast_does_not_reach_the_pixels():
