@@ -139,7 +139,7 @@ def centre_column(function: str, centre: Tensor, temperature: float | Tensor, li
 @torch.library.custom_op("vpt::row_logsumexp", mutates_args=())
 def row_logsumexp(logits: Tensor, column: Tensor, temperature: Tensor) -> Tensor:
     """Log-sum-exp over k of logits [M, K] / temperature [M] + column [K]: [M] in the dtype of `column`."""
-    return torch.logsumexp(logits.to(column.dtype) / temperature[:, None] + column, 1)
+    return _logsumexp((logits.to(column.dtype) / temperature[:, None]).add_(column), 1)
 
 
 @row_logsumexp.register_kernel("cuda")
@@ -160,8 +160,11 @@ def column_logsumexp(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor
 
     A row of -inf counts for nothing, whatever its logits are.
     """
-    shares = logits.to(row.dtype) / temperature[:, None] + row[:, None]
-    return torch.logsumexp(shares.masked_fill_(row[:, None] == -torch.inf, -torch.inf), 0)
+    shares = (logits.to(row.dtype) / temperature[:, None]).add_(row[:, None])
+    left_out = row == -torch.inf
+    if left_out.any():
+        shares.masked_fill_(left_out[:, None], -torch.inf)
+    return _logsumexp(shares, 0)
 
 
 @column_logsumexp.register_kernel("cuda")
@@ -174,6 +177,20 @@ def _(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor:
 @column_logsumexp.register_fake
 def _(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor:
     return row.new_empty(logits.shape[1])
+
+
+def _logsumexp(x: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp of `x` [M, K], which is overwritten: several times faster on a CPU than torch.logsumexp.
+
+    Terms below e^-80 of the highest are taken for as much: they add less than a rounding to the sum, and as
+    denormal numbers would cost more than all others.
+    """
+    if x.shape[dim] == 0:
+        return x.new_full((x.shape[1 - dim],), -torch.inf)
+    highest = x.amax(dim, keepdim=True)
+    base = highest.clamp(min=torch.finfo(x.dtype).min)  # not -inf, of which nothing can be taken away
+    total = x.sub_(base).clamp_(min=-80).exp_().sum(dim).log_()
+    return total + highest.squeeze(dim)
 
 
 def _logsumexp_over(group: dist.ProcessGroup | None, local: Tensor) -> Tensor:
