@@ -299,7 +299,7 @@ class TestWorkers:
                 time.sleep(0.2)  # the main thread is at other work when the worker dies
         told = str(caught.value)
         assert told.startswith(f"worker 1 died ({cause}) while reading {order[22]}.jpg: ")
-        assert ("lower data.workers" in told) == (number == signal.SIGKILL)
+        assert ("use fewer workers" in told) == (number == signal.SIGKILL)
         assert multiprocessing.active_children() == []
 
     def test_an_error_of_the_source_is_not_taken_for_a_death(self):

@@ -136,6 +136,12 @@ class TestHttp:
         named = {item.name for batch in batches for item in batch.unreadable}
         assert named == {f"{web.url}/2.tar: {index:03d}" for index in range(20, 30)}
 
+    def test_a_lost_shard_is_asked_for_again_by_the_next_run(self, web, opened):
+        web.faults = {"0.tar": [404]}
+        with pytest.raises(UnreadableSample):
+            opened(f"{web.url}/0.tar")[0]
+        assert numbers(opened(f"{web.url}/0.tar")) == list(range(10))
+
     def test_too_much_lost_is_an_error_that_names_shards(self, web, opened):
         source = opened(f"{web.url}/{{0..3}}.tar")
         web.faults = {"2.tar": [404] * 100}
@@ -215,6 +221,9 @@ class TestPipe:
         with pytest.raises(UserError, match=r"ended with code 3: not today\)"):
             opened(f"pipe:echo run >> {tmp_path}/log; echo not today >&2; exit 3")
         assert (tmp_path / "log").read_text().count("run") == 3
+        with pytest.raises(UserError):
+            opened(f"pipe:echo run >> {tmp_path}/log; echo not today >&2; exit 3")
+        assert (tmp_path / "log").read_text().count("run") == 6  # the next run asks again
 
     @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
     def test_a_command_that_hangs_is_ended_with_what_it_started(self, opened, tmp_path):

@@ -38,8 +38,8 @@ class ShardCache:
     """Fetches shards and keeps them as files.
 
     A shard is fetched once for all processes, under a lock; it appears in the cache whole or not at all. One
-    that cannot be fetched is not tried again for ten minutes, by whatever process: else each of its samples
-    would take the whole patience.
+    that cannot be fetched is not tried again for ten minutes, by whatever process, or until it is forgiven:
+    else each of its samples would take the whole patience.
 
     Raises:
         UserError: the folder cannot be made.
@@ -79,6 +79,10 @@ class ShardCache:
                 _touch(path)
                 return file
             self._fetch(location, path, length)
+
+    def forgive(self, key: str) -> None:
+        """Let a shard be asked for at once, though it could not be fetched before."""
+        (self.folder / f"{key}.failed").unlink(missing_ok=True)
 
     def _fetch(self, location: str, path: Path, length: int | None) -> None:
         with FileLock(path.with_suffix(".lock")):

@@ -249,8 +249,11 @@ def _remote_index(location: str, cache: ShardCache) -> _Found:
             if error.passing:  # else there is none; some services forbid to ask for what is not there
                 raise
         else:
-            return _Found(parse_index(kept.read_bytes(), str(kept)), cache.key(location, key))
+            shard = cache.key(location, key)
+            cache.forgive(shard)  # what failed an earlier run may be well again
+            return _Found(parse_index(kept.read_bytes(), str(kept)), shard)
     key = cache.key(location, version(location, cache.config))
+    cache.forgive(key)
     kept = cache.folder / f"{key}{SUFFIX}"
     if not kept.exists():
         _LOG.warning("%s has no index beside it, so it is read through once to make one", location)

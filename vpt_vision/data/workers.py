@@ -105,11 +105,11 @@ class Watch:
             return None
         killed = any(worker.exitcode == -signal.SIGKILL for worker in workers)
         advice = (
-            "signal 9 is often the system's answer to too little memory: lower data.workers or the batch size"
+            "signal 9 is often the system's answer to too little memory: use fewer workers or smaller batches"
             if killed
             else "look at that sample, or take it out of the data"
         )
-        return UserError(f"{'; '.join(deaths)}: {advice}; the same command goes on from the last checkpoint.")
+        return UserError(f"{'; '.join(deaths)}: {advice}.")
 
 
 class _Reads(Dataset[Any], Generic[Request, Answer]):
