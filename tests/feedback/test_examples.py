@@ -75,6 +75,20 @@ def test_reading_draws_without_replacement_and_passes_over_unreadable_images(cap
     assert fewer.images[:, 0, 0, 0].tolist() == drawn[:10] != sorted(drawn[:10])
 
 
+def test_images_are_read_as_they_lie():
+    """In the order of the draw, each image of a remote source would fetch its shard anew."""
+
+    class Recorded(Listed):
+        def __getitem__(self, index):
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    source = Recorded([0, 1] * 15)
+    source.read = []
+    examples, _ = read_examples(source, 20, seed=0)
+    assert source.read == sorted(examples.images[:, 0, 0, 0].tolist())
+
+
 def test_bad_sources_are_told():
     with pytest.raises(UserError, match="no class labels"):
         read_examples(Listed([0, 1], classes=None), 2, seed=0)

@@ -44,7 +44,11 @@ class PatienceConfig(Config):
         ge=0,
         description="seconds before the first of them; doubled for each further one, up to a minute",
     )
-    timeout: float = Field(60.0, gt=0, description="seconds without a byte after which a read has failed")
+    timeout: float = Field(
+        60.0,
+        gt=0,
+        description="seconds without a byte after which a read over http or from a command has failed",
+    )
 
 
 class Unreachable(Exception):

@@ -58,23 +58,29 @@ def read_examples(source: Source, count: int, seed: int) -> tuple[Examples, int]
     if source.classes is None:
         raise UserError("the feedback source has no class labels: name a labelled source for the feedback")
     draws = keyed_uniform(seed, 0, torch.arange(len(source)), READ_STREAM, 1)[:, 0]
-    images: list[Tensor] = []
-    labels: list[int] = []
-    for index in draws.argsort(stable=True).tolist():
-        if len(images) == count:
-            break
-        try:
-            sample = source[index]
-        except UnreadableSample as error:
-            _LOG.warning("skipped an unreadable feedback image: %s", error)
-            continue
-        if sample.label is None:
-            raise UserError(f"feedback image {index} has no label: label it or take it out of the source")
-        images.append(sample.image)
-        labels.append(sample.label)
+    order = draws.argsort(stable=True).tolist()
+    images: dict[int, Tensor] = {}
+    labels: dict[int, int] = {}
+    tried = 0
+    while len(images) < count and tried < len(order):
+        wanted = order[tried : tried + count - len(images)]
+        tried += len(wanted)
+        for index in sorted(wanted):  # as they lie: a remote shard is then fetched once, not for each image
+            try:
+                sample = source[index]
+            except UnreadableSample as error:
+                _LOG.warning("skipped an unreadable feedback image: %s", error)
+                continue
+            if sample.label is None:
+                raise UserError(f"feedback image {index} has no label: label it or take it out of the source")
+            images[index], labels[index] = sample.image, sample.label
     if len(images) < count:
         raise _too_few(count, len(images))
-    return Examples(torch.stack(images), torch.tensor(labels)), len(source.classes)
+    drawn = [index for index in order[:tried] if index in images]
+    examples = Examples(
+        torch.stack([images[index] for index in drawn]), torch.tensor([labels[index] for index in drawn])
+    )
+    return examples, len(source.classes)
 
 
 def split_examples(examples: Examples, classes: int, sizes: tuple[int, int, int], seed: int) -> Splits:
