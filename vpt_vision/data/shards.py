@@ -103,10 +103,13 @@ class Shards:
         self._shards = np.repeat(np.arange(len(indexes)), counts)
         self._names = np.array([os.fsencode(entry.key) for entry in entries])
         self._labels = np.array([-1 if entry.label is None else entry.label for entry in entries])
-        # [N, 3, 2]: image, segmentation and depth; offset and length
-        self._spans = np.array(
-            [(entry.image, entry.segmentation or NOWHERE, entry.depth or NOWHERE) for entry in entries]
+        members = (
+            member or NOWHERE
+            for entry in entries
+            for member in (entry.image, entry.segmentation, entry.depth)
         )
+        # [N, 3, 2]: image, segmentation and depth; offset and length
+        self._spans = np.fromiter((number for span in members for number in span), np.int64).reshape(-1, 3, 2)
         self.groups = (
             Groups(np.concatenate([[0], np.cumsum(counts)]), config.remote.shuffle_shards) if remote else None
         )
