@@ -38,7 +38,8 @@ def masked_distillation_loss(
         potentials: row [T] and column [K], made with the same `teacher_temperature`.
         student_temperature: above 0; a number, or a tensor of one element or of [M].
         teacher_temperature: above 0; a number, or a tensor of one element or of [T].
-        weights: float [M]; 1 if left out.
+        weights: float [M]; 1 if left out. They multiply what is there: padding that may hold anything is
+            left out by a -1 in rows, not by a weight of 0.
         rows: int64 [M, P], 0..T-1 or -1 for none: the teacher rows that each student row is compared with.
             If left out, each with the one of the same number (T = M). A row with none has loss 0, whatever
             it holds.
@@ -59,13 +60,15 @@ def masked_distillation_loss(
     expect(name, "potentials.column", column, LOGITS, (student.shape[1],), student.device)
     if weights is not None:
         expect(name, "weights", weights, LOGITS, (len(student),), student.device)
+    own = expect_temperatures(name, "student_temperature", student_temperature, len(student), student)
+    theirs = expect_temperatures(name, "teacher_temperature", teacher_temperature, len(teacher), student)
     losses, _, _ = masked_distillation(
         student,
         teacher.detach(),
-        row.detach(),
-        column.detach(),
-        expect_temperatures(name, "student_temperature", student_temperature, len(student), student),
-        expect_temperatures(name, "teacher_temperature", teacher_temperature, len(teacher), student),
+        row.detach().to(own.dtype),
+        column.detach().to(own.dtype),
+        own,
+        theirs,
         rows,
     )
     return losses if weights is None else weights * losses
@@ -129,7 +132,7 @@ def masked_distillation_student(
     slope.mul_((gradient / student_temperature)[:, None])
     if rows is not None:
         slope.masked_fill_((rows < 0).all(1, keepdim=True), 0)
-    return slope.to(student.dtype)
+    return slope.to(student.dtype).contiguous()
 
 
 @masked_distillation_student.register_kernel("cuda")
@@ -227,17 +230,23 @@ def _save_student(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_student(ctx: Any, second: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradient once more, in plain torch operations: it is rarely asked for."""
     gradient, student, teacher, row, column, own, theirs, rows = ctx.saved_tensors
-    targets = _targets(teacher, row, column, theirs, rows)
-    compared = None if rows is None else (rows >= 0).any(1, keepdim=True)
+    logits = teacher.to(own.dtype)
+    mass = (logits / theirs[:, None] + row[:, None] + column).exp().sum(1, keepdim=True)  # of each row, held
 
-    def first(gradient: Tensor, student: Tensor) -> Tensor:
-        predicted = torch.softmax(student.to(own.dtype) / own[:, None], 1)
-        slope = targets.sum(1, keepdim=True) * predicted - targets
+    def first(gradient: Tensor, student: Tensor, own: Tensor, theirs: Tensor) -> Tensor:
+        targets = mass * torch.softmax(logits / theirs[:, None] + column, 1)
+        if rows is not None:
+            none = targets.new_zeros(1, targets.shape[1])  # what row -1 points to
+            targets = torch.cat((targets, none))[rows].sum(1)
+        slope = (
+            targets.sum(1, keepdim=True) * torch.softmax(student.to(own.dtype) / own[:, None], 1) - targets
+        )
         slope = slope * (gradient / own)[:, None]
-        return slope if compared is None else slope.where(compared, 0)
+        return slope if rows is None else slope.where((rows >= 0).any(1, keepdim=True), 0)
 
-    _, back, *_ = torch.func.vjp(first, gradient, student)
-    return (*back(second.to(own.dtype)), *[None] * 8)
+    _, back, *_ = torch.func.vjp(first, gradient, student, own, theirs)
+    of_gradient, of_student, of_own, of_theirs = back(second.to(own.dtype))
+    return of_gradient, of_student, None, None, None, of_own, of_theirs, None, None, None
 
 
 masked_distillation_student.register_autograd(_backward_student, setup_context=_save_student)

@@ -148,6 +148,7 @@ def student_gradient_kernel(
     out_ptr,  # [M, K] as student, contiguous
     M,
     K,
+    blocks,  # along K
     gradient_stride,
     student_stride,
     student_column_stride,
@@ -164,10 +165,11 @@ def student_gradient_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient's tile of ROWS rows and BLOCK columns."""
-    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    """The gradient's tile of ROWS rows and BLOCK columns. A grid of one axis: the others end at 65,535."""
+    tile = tl.program_id(0)
+    columns = (tile % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < K
-    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    rows = (tile // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = rows < M
     wide = normaliser_ptr.dtype.element_ty
     inverse = 1.0 / tl.load(
@@ -322,11 +324,12 @@ def student_gradient(
     out = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     if out.numel() > 0:
         at_once, wide_block = rows_at_once(tokens), block(prototypes, 1024)
+        blocks = cdiv(prototypes, wide_block)
         with on_device_of(student):
-            student_gradient_kernel[(cdiv(prototypes, wide_block), cdiv(tokens, at_once))](
+            student_gradient_kernel[(blocks * cdiv(tokens, at_once),)](
                 gradient, student, teacher, row, column, student_temperature, teacher_temperature, rows,
                 normaliser, mass, out,
-                tokens, prototypes, gradient.stride(0), *student.stride(), *teacher.stride(),
+                tokens, prototypes, blocks, gradient.stride(0), *student.stride(), *teacher.stride(),
                 row.stride(0), column.stride(0), student_temperature.stride(0), teacher_temperature.stride(0),
                 **_partners(rows), ROWS=at_once, BLOCK=wide_block, num_warps=4,
             )  # fmt: skip

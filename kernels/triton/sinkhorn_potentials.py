@@ -1,7 +1,9 @@
 """Log-sum-exp of scaled logits along rows and along columns, in one read of the logits each.
 
 Both are bound by memory: at [3763, 65536] in bf16 a pass reads 493 MB, against 256 KB of potentials and a
-buffer of partial sums of 16 rows at the most (4 MB). Three iterations of Sinkhorn-Knopp are six passes.
+buffer of partial sums of 16 rows (4 MB). Three iterations of Sinkhorn-Knopp are six passes. A row's potential
+must be whole before its shares are added to the columns; where a panel of rows stays in the L2 cache in
+between, four reads of memory would do: that takes programs that wait for one another, to be tried on a GPU.
 A column potential is four bytes and a logit two, so each program works on several rows at once: then the
 potentials, which come from the L2 cache, cost less than the logits.
 """
@@ -17,6 +19,7 @@ from torch import Tensor
 from .launch import block, cdiv, on_device_of
 
 _PROGRAMS = 1024  # enough to fill a large GPU several times over
+_SPLITS = 64  # at most, so that putting them together stays cheap
 
 
 @triton.jit
@@ -158,7 +161,7 @@ def column_logsumexp(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor
     wide_block = block(prototypes, 1024)
     blocks = cdiv(prototypes, wide_block)
     at_once = 16 // logits.element_size()  # 16 bytes of each column a thread: more would not fit in registers
-    splits = max(1, min(16, cdiv(_PROGRAMS, blocks), cdiv(rows, at_once)))
+    splits = max(1, min(_SPLITS, cdiv(_PROGRAMS, blocks), cdiv(rows, at_once)))
     rows_per_split = cdiv(cdiv(rows, splits), at_once) * at_once
     splits = cdiv(rows, rows_per_split)
     parts = row.new_empty(splits, prototypes)
@@ -180,7 +183,7 @@ def column_logsumexp(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor
         if splits == 1:
             return parts[0]
         out = row.new_empty(prototypes)
-        narrow = block(prototypes, 256)
+        narrow = block(prototypes, 128)
         combine_kernel[(cdiv(prototypes, narrow),)](
             parts, out, prototypes, splits, SPLITS=triton.next_power_of_2(splits), BLOCK=narrow, num_warps=4
         )

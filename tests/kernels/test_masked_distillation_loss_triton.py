@@ -147,6 +147,34 @@ def test_public_function_with_pairs_weights_and_temperatures(device):
     )
 
 
+@pytest.mark.parametrize("partners", [None, 2])
+def test_gradient_of_the_students_gradient_in_all_that_it_depends_on(partners, device):
+    student, teacher, potentials, own, theirs, rows = case(5, 5, 7, partners, torch.float64)
+    mass = (teacher / theirs[:, None] + potentials.row[:, None] + potentials.column).exp().sum(1)
+    teacher, rows = teacher.to(device), None if rows is None else rows.to(device)
+    potentials = Potentials(*(potential.to(device) for potential in potentials))
+    weights = torch.rand(5, dtype=torch.float64)
+    found = []
+    for plain in (False, True):
+        inputs = [tensor.to(device).requires_grad_() for tensor in (student, own, theirs, weights)]
+        if plain:
+            column, held = potentials.column, mass.to(device)
+            losses = plain_loss(inputs[0], teacher, column, held, inputs[1], inputs[2], rows) * inputs[3]
+        else:
+            losses = masked_distillation_loss(
+                inputs[0],
+                teacher,
+                potentials,
+                student_temperature=inputs[1],
+                teacher_temperature=inputs[2],
+                weights=inputs[3],
+                rows=rows,
+            )
+        (first,) = torch.autograd.grad(losses.sum(), inputs[0], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), inputs))
+    torch.testing.assert_close(*found)
+
+
 def test_layouts_that_are_not_contiguous(device):
     student, teacher, potentials, own, theirs, rows = case(9, 4, 33, 2, torch.float32)
     gradient = torch.randn(1).expand(9)
@@ -227,6 +255,37 @@ def test_opcheck(partners, dtype, device):
     torch.library.opcheck(masked_distillation, tuple(inputs))
     inputs[4], inputs[5] = inputs[4].detach(), inputs[5].detach()
     torch.library.opcheck(masked_distillation_student, (gradient, *inputs, normaliser, mass))
+
+
+def test_opcheck_of_strided_inputs(device):
+    student, teacher, potentials, own, theirs, rows = case(5, 4, 8, 2, torch.float32)
+    student, teacher = student.T.contiguous().T.to(device), teacher.T.contiguous().T.to(device)
+    inputs = [student, teacher, *(tensor.to(device) for tensor in (*potentials, own, theirs, rows))]
+    _, normaliser, mass = masked_distillation(*inputs)
+    gradient = torch.ones_like(normaliser)
+    torch.library.opcheck(masked_distillation, tuple(inputs))
+    torch.library.opcheck(masked_distillation_student, (gradient, *inputs, normaliser, mass))
+    torch.library.opcheck(masked_distillation_temperatures, (gradient, *inputs, normaliser))
+
+
+def test_sides_of_different_dtypes(device):
+    student, teacher, potentials, own, theirs, rows = case(5, 4, 8, 2, torch.float64)
+    expected, expected_gradients = reference(
+        student.float(), teacher, potentials, own, theirs, rows, torch.ones(5)
+    )
+    inputs = [tensor.float().to(device).requires_grad_() for tensor in (student, own, theirs)]
+    losses = masked_distillation_loss(
+        inputs[0],
+        teacher.to(device),
+        Potentials(*(potential.to(device) for potential in potentials)),
+        student_temperature=inputs[1],
+        teacher_temperature=inputs[2],
+        rows=rows.to(device),
+    )
+    assert losses.dtype == torch.float32
+    assert_near(losses, expected, torch.float32)
+    losses.sum().backward()
+    assert_near(inputs[0].grad, expected_gradients[0], torch.float32)
 
 
 def test_compiles_whole(device):
