@@ -203,10 +203,8 @@ def _heads(device: torch.device, M: int, K: int, D: int, dtype: torch.dtype) -> 
     return _Heads(student.requires_grad_(), weight.requires_grad_(), teacher, teacher_weight, weights)
 
 
-def _counted_prototypes(
-    M: int, K: int, D: int, dtype: torch.dtype, extra: int
-) -> dict[str, dict[str, float]]:
-    """Two products forward (and `extra` reductions of the teacher's logits), two backward."""
+def _counted_prototypes(M: int, K: int, D: int, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+    """Two products forward, two backward."""
     product = 2.0 * M * K * D
     read = 2.0 * (M + K) * D * dtype.itemsize
     return {
@@ -252,7 +250,7 @@ def prototype(device: torch.device, M: int, K: int, D: int, dtype: torch.dtype) 
                 note="hard labels, no teacher: half the products and none of the targets; a lower bound",
             ),
         },
-        **_counted_prototypes(M, K, D, dtype, 0),
+        **_counted_prototypes(M, K, D, dtype),
         tolerance=_tolerance(dtype),
     )  # fmt: skip
 
@@ -291,7 +289,7 @@ def prototype_targets_and_loss(
             EAGER: lambda: Work(partial(eager, *arguments), heads.wrt),
             COMPILED: lambda: Work(partial(compiled(eager), *arguments), heads.wrt),
         },
-        **_counted_prototypes(M, K, D, dtype, ITERATIONS),
+        **_counted_prototypes(M, K, D, dtype),
         tolerance=_tolerance(dtype),
     )
 

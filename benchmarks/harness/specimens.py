@@ -280,6 +280,7 @@ SPECIMENS = (
     _of("render_views", "256x 8x96 bf16 bicubic", _render, 256, 8, 96, BF16, **MORE),
     _of("render_views", "256x 2x224 fp32 bilinear", _render, 256, 2, 224, FP32, **BILINEAR, **MORE),
     _of("render_views", "128x 2x32 fp32 bicubic, 64px", _render, 128, 2, 32, FP32, side=64),
+    _of("render_views", "1x 1x1 fp32 bicubic, 8px", _render, 1, 1, 1, FP32, side=8, blur_kernel=1, **MORE),
     _of("render_views", "packed 64x 2x224 fp16", _render_packed, 64, 2, 224, FP16),
     _of("keyed_uniform", "512x 256", _keyed_uniform, 512, 256),
     _of("block_masks", "512x 16x16", _block_masks, 512, 16),

@@ -95,7 +95,8 @@ def _axis(start, length, output, pixels, S, BICUBIC: tl.constexpr):
     that the source has room for, should a box be none.
     """
     RADIUS: tl.constexpr = 2 if BICUBIC else 1
-    scale = tl.div_rn(length, (S * 1.0).to(length.dtype)) if length.dtype == tl.float32 else length / S
+    # An S of 1 comes as a number, not as a tensor, so it is added to one.
+    scale = tl.div_rn(length, length * 0.0 + S) if length.dtype == tl.float32 else length / S
     stretch = tl.maximum(scale, 1.0)
     origin = tl.floor(start)
     start -= origin
@@ -533,7 +534,7 @@ def backward(
             through_columns, through_rows = (boxes.new_empty((n, blocks)) for _ in range(2))
             columns_backward_kernel[grid](
                 gradient[part], jittered, blurred, back, through_columns, sigmas, thresholds, std,
-                size, plane, blocks, KERNEL=blur_kernel, BLOCK=_BLOCK, num_warps=4,
+                size, plane, blocks, KERNEL=blur_kernel, BLOCK=_BLOCK, num_warps=8,
             )  # fmt: skip
             # `blurred` is free now: it takes the gradient between the two axes.
             for columns, of_output, of_input in ((True, back, blurred), (False, blurred, back)):
