@@ -102,7 +102,7 @@ def render_views(
 
     Raises:
         TypeError, ValueError: an argument has another dtype, shape or device or is out of its range
-            (boxes and sizes of packed images are looked at on the CPU alone).
+            (boxes, orders and sizes of packed images are looked at on the CPU alone).
     """
     _check(images, boxes, flips, photometrics, size, mean, std, interpolation, blur_kernel, dtype)
     source = images if isinstance(images, PackedImages) else (images, None, None, None)
@@ -154,10 +154,10 @@ def _check(
         names = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
         raise TypeError(f"{name}: dtype must be one of {names}, got {dtype}.")
     if device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere looking waits for the device
-        _check_values(images, boxes)
+        _check_values(images, boxes, photometrics.order)
 
 
-def _check_values(images: Tensor | PackedImages, boxes: Tensor) -> None:
+def _check_values(images: Tensor | PackedImages, boxes: Tensor, order: Tensor) -> None:
     name = "render_views"
     boxes = boxes.detach()
     if isinstance(images, PackedImages):
@@ -174,14 +174,20 @@ def _check_values(images: Tensor | PackedImages, boxes: Tensor) -> None:
     else:
         limit = boxes.new_tensor(images.shape[2:])
     start, length = boxes[..., :2], boxes[..., 2:]
-    inside = (length > 0) & (start >= -_SLACK) & (start + length <= limit + _SLACK)
+    end = start + length
+    inside = (start >= -_SLACK) & (end <= limit + _SLACK)
+    inside &= end.minimum(limit) > start.clamp(min=0)  # not so where rounding swallows a length
     if not inside.all():
         first = (~inside.all(-1)).nonzero()[0]
         box = [round(number, 3) for number in boxes[tuple(first)].tolist()]
         height, width = (int(side) for side in limit.expand(*boxes.shape[:2], 2)[tuple(first)])
         raise ValueError(
-            f"{name}: boxes must have positive size and lie inside the {height} x {width} image, "
-            f"got top, left, height, width {box}."
+            f"{name}: boxes must have positive size, also once rounded, and lie inside the {height} x {width} "
+            f"image, got top, left, height, width {box}."
+        )
+    if ((order < 0) | (order > 23)).any():
+        raise ValueError(
+            f"{name}: photometrics.order must lie in 0..23, got {int(order.min())}..{int(order.max())}."
         )
 
 

@@ -73,7 +73,7 @@ def plain_weights(start, length, size, pixels, interpolation):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [(32, 32, 16), (41, 53, 17), (12, 64, 24), (7, 5, 31), (96, 96, 8), (3, 3, 1)],
+    [(32, 32, 16), (41, 53, 17), (20, 133, 11), (12, 64, 24), (7, 5, 31), (96, 96, 8), (3, 3, 1)],
 )
 def test_integer_boxes_agree_with_torchvision(interpolation, height, width, size):
     images = random_images(3, height, width)
@@ -106,6 +106,44 @@ def test_real_boxes_agree_with_the_definition(interpolation, height, width, size
             columns = plain_weights(left, wide, size, width, interpolation)
             expected = rows @ (images[b].double() / 255) @ columns.T
             torch.testing.assert_close(views[v, b], expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_view_depends_on_its_box_alone(memory_format):
+    """Narrow and wide boxes at and across blocks of columns, whose surroundings change or are cut away."""
+    left, wide = (31.0, 32.0, 32.5, 63.25, 33.0), (1.0, 32.0, 31.5, 64.75, 99.0)
+    images = random_images(2, 9, 139).contiguous(memory_format=memory_format)
+    boxes = torch.tensor([[[1.5, at, 6.25, length]] * 2 for at, length in zip(left, wide, strict=True)])
+    boxes[:, 1, 1] += 0.75  # the second image's lie elsewhere
+    flips = torch.rand(5, 2) < 0.5
+    weight = torch.randn(5, 2, 3, 7, 7, dtype=torch.float64)
+
+    def views_and_gradient(images, boxes):
+        boxes = boxes.double().requires_grad_()
+        views = plain(images, boxes, 7, flips=flips[: len(boxes)], dtype=torch.float64)
+        return views.detach(), *torch.autograd.grad((views * weight[: len(boxes)]).sum(), boxes)
+
+    views, gradient = views_and_gradient(images, boxes)
+    for other in (images[:, :, :, 29:136], torch.cat((255 - images[..., :29], images[..., 29:]), 3)):
+        moved = boxes - torch.tensor([0.0, 139 - other.shape[3] and 29.0, 0.0, 0.0])
+        found, found_gradient = views_and_gradient(other, moved)
+        torch.testing.assert_close(found, views, atol=1e-12, rtol=0)
+        torch.testing.assert_close(found_gradient, gradient, atol=1e-9, rtol=0)
+    few = slice(0, 2)  # fewer taps and blocks than with wide boxes beside them
+    alone = views_and_gradient(images, boxes[few])
+    torch.testing.assert_close(alone[0], views[few], atol=1e-12, rtol=0)
+    torch.testing.assert_close(alone[1], gradient[few], atol=1e-9, rtol=0)
+
+
+def test_columns_far_from_a_box_are_not_resized(monkeypatch):
+    seen = []
+    weigh = module._weigh_rows
+    monkeypatch.setattr(
+        module, "_weigh_rows", lambda *arguments: seen.append(arguments[-1].tolist()) or weigh(*arguments)
+    )
+    boxes = torch.tensor([[0.0, 0, 9, 32], [0, 32, 9, 33], [0, 20, 9, 107], [0, 127.5, 9, 1]])
+    plain(random_images(1, 9, 139), boxes[:, None], 4)
+    assert seen == [[0, 1, 2, 0, 1, 2, 3, 3, 4]]
 
 
 def test_views_are_continuous_where_a_box_crosses_a_pixel():
@@ -364,6 +402,17 @@ def test_rounding_beyond_the_border_is_forgiven():
         ),
         ({"boxes": torch.zeros(1, 2, 4).half()}, TypeError, "boxes must be float32 or float64"),
         ({"boxes": torch.tensor([0.0, 0, 0, 8]).expand(1, 2, 4)}, ValueError, "positive size"),
+        (
+            {"boxes": torch.tensor([2.3, 2, 1e-9, 1e-9]).expand(1, 2, 4)},
+            ValueError,
+            "positive size, also once",
+        ),
+        ({"boxes": torch.tensor([-5e-3, 2, 1e-3, 4]).expand(1, 2, 4)}, ValueError, "lie inside the 8 x 8"),
+        (
+            {"photometrics": Photometrics.neutral((1, 2))._replace(order=torch.tensor([[0, 24]]))},
+            ValueError,
+            "order must lie in 0..23, got 0..24",
+        ),
         (
             {"boxes": torch.tensor([0.0, 2, 4, 7]).expand(1, 2, 4)},
             ValueError,
