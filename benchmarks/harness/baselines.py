@@ -90,7 +90,8 @@ def prototype_sinkhorn_distillation(
 def python_block_masks(counts: list[int], grid: tuple[int, int], generator: random.Random) -> Tensor:
     """Draw block masks image by image in NumPy arrays, as BEiT, iBOT and DINOv2 do in their data loaders.
 
-    The law is that of `vpt_kernels.block_masks`, from another generator of random numbers.
+    Cell by cell, comparing each with 0, as theirs do: that comparison is most of the time. The law is that of
+    `vpt_kernels.block_masks`, from another generator of random numbers.
     """
     height, width = grid
     masks = []
@@ -104,8 +105,8 @@ def python_block_masks(counts: list[int], grid: tuple[int, int], generator: rand
             part, new = block
             for y in range(part[0].start, part[0].stop):
                 for x in range(part[1].start, part[1].stop):
-                    if not mask[y, x]:
-                        mask[y, x] = True
+                    if mask[y, x] == 0:
+                        mask[y, x] = 1
             remaining -= new
         if remaining > 0:
             free = np.flatnonzero(~mask)
