@@ -17,6 +17,7 @@ _RADIUS = {"bilinear": 1, "bicubic": 2}  # of the resampling filter, pixels
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of the views
 _CHUNK = 2**20  # elements of the views rendered at once, so that memory does not grow with the batch
 _CACHED = 2**18  # elements between the two passes of a resize, so that they stay in a processor's cache
+_BLOCK = 32  # columns of the source; a resize reads only the blocks that a box touches
 _SLACK = 0.01  # pixels by which rounding may carry a box over the border
 
 
@@ -182,8 +183,8 @@ def _check_values(images: Tensor | PackedImages, boxes: Tensor, order: Tensor) -
         box = [round(number, 3) for number in boxes[tuple(first)].tolist()]
         height, width = (int(side) for side in limit.expand(*boxes.shape[:2], 2)[tuple(first)])
         raise ValueError(
-            f"{name}: boxes must have positive size, also once rounded, and lie inside the {height} x {width} "
-            f"image, got top, left, height, width {box}."
+            f"{name}: boxes must have positive size, also once rounded, and lie inside the {height} x "
+            f"{width} image, got top, left, height, width {box}."
         )
     if ((order < 0) | (order > 23)).any():
         raise ValueError(
@@ -328,15 +329,14 @@ def _render(
     if views == 0 or batch == 0:
         return boxes.new_zeros((views, batch, 3, size, size), dtype=dtype)
     mean, std = (value.to(boxes.dtype).view(3, 1, 1) for value in (mean, std))
-    chunks = []
+    result = boxes.new_empty((views, batch, 3, size, size), dtype=dtype)
     with torch.autocast(images[0].device.type, enabled=False):
         for part, group in _groups(*images, views, batch, size):
             rendered = _resize(group, boxes[:, part], flips[:, part], size, interpolation)
             strengths = Photometrics(*(field[:, part].flatten() for field in photometrics))
             rendered = apply_photometrics(rendered, strengths, blur_kernel)
-            rendered = rendered.sub_(mean).div_(std).to(dtype)
-            chunks.append(rendered.view(views, -1, 3, size, size))
-    return torch.cat(chunks, 1) if len(chunks) > 1 else chunks[0]
+            result[:, part] = rendered.sub_(mean).div_(std).view(views, -1, 3, size, size)
+    return result
 
 
 def _groups(
@@ -367,15 +367,16 @@ def _resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int, interpolati
     rows, down = _taps(*row, size, height, interpolation)  # [n, S, T] each
     columns, across = _taps(*column, size, width, interpolation)
     step = max(1, _CACHED // (views * size * 3 * width))
-    parts = []
+    result = boxes.new_empty(views, batch, 3, size, size)
     for start in range(0, batch, step):
         part = slice(start, start + step)
         first, second, third, fourth = (
             each.view(views, batch, size, -1)[:, part].flatten(0, 1) for each in (rows, down, columns, across)
         )
-        vertical = _weigh_rows(images[part], first, second)
-        parts.append(_weigh_columns(vertical, third, fourth).view(views, -1, 3, size, size))
-    return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).flatten(0, 1)
+        *blocks, third = _blocks(third)
+        vertical = _weigh_rows(images[part], first, second, *blocks)
+        result[:, part] = _weigh_columns(vertical, third, fourth).view(views, -1, 3, size, size)
+    return result.flatten(0, 1)
 
 
 def _resize_gradient(
@@ -389,11 +390,12 @@ def _resize_gradient(
     (row, height), (column, width) = _axes(images, boxes, flips, size)
     rows, weights, by_top, by_tall = _taps_and_slopes(*row, size, height, interpolation)
     columns, across, by_left, by_wide = _taps_and_slopes(*column, size, width, interpolation)
-    vertical = _weigh_rows(images, rows, weights)
+    *blocks, columns = _blocks(columns)
+    vertical = _weigh_rows(images, rows, weights, *blocks)
     slopes = [
-        _weigh_columns(_weigh_rows(images, rows, by_top), columns, across),
+        _weigh_columns(_weigh_rows(images, rows, by_top, *blocks), columns, across),
         _weigh_columns(vertical, columns, by_left),
-        _weigh_columns(_weigh_rows(images, rows, by_tall), columns, across),
+        _weigh_columns(_weigh_rows(images, rows, by_tall, *blocks), columns, across),
         _weigh_columns(vertical, columns, by_wide),
     ]
     return torch.stack([(gradient * slope).sum((1, 2, 3)) for slope in slopes], -1)
@@ -415,42 +417,53 @@ def _axes(
     return ((top, tall, output), height), ((left, wide, mirrored), width)
 
 
-def _weigh_rows(images: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+def _blocks(columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the blocks of the source that hold the `columns` [n, S, T] of n views, P in all.
+
+    Returns the view that each block is for and its number in the image, int32 [P], and where `columns`
+    lie once these blocks stand side by side.
+    """
+    ends = columns[:, 0], columns[:, -1]  # [n, T]; columns ascend with T, and ascend or descend with S
+    first = torch.minimum(*(each[:, 0] for each in ends)) // _BLOCK
+    count = torch.maximum(*(each[:, -1] for each in ends)) // _BLOCK - first + 1
+    moved = count.cumsum(0, dtype=count.dtype) - count - first  # from a block's number to its place
+    view = torch.repeat_interleave(count)
+    place = torch.arange(len(view), dtype=view.dtype, device=view.device)
+    return view, place - moved.index_select(0, view), columns + moved[:, None, None] * _BLOCK
+
+
+def _weigh_rows(images: Tensor, rows: Tensor, weights: Tensor, view: Tensor, block: Tensor) -> Tensor:
     """Make every row of every view of a few source rows [n, S, T]: an embedding bag does exactly this.
 
-    Returns [n, W, 3 S], columns first, in [0, 1].
+    Only in the blocks that `_blocks` chose. Returns [P _BLOCK, 3 S], columns first, in [0, 1].
     """
     batch, _, height, width = images.shape
-    count, size, _ = rows.shape
-    view = torch.arange(count, dtype=torch.int32, device=images.device)[:, None, None]
+    number = math.ceil(width / _BLOCK)
+    if width % _BLOCK:  # never read, but a block must be whole
+        images = F.pad(images, (0, number * _BLOCK - width))
     # Channels stay inside or outside of the columns, as they lie: reading in another order is slow.
-    inside = images.stride(1) == 1
-    source = images.permute(0, 2, 3, 1) if inside else images.permute(0, 2, 1, 3)
+    planes = 1 if images.stride(1) == 1 else 3
+    source = images.permute(0, 2, 3, 1) if planes == 1 else images
+    plane = view[:, None] % batch * planes + torch.arange(planes, dtype=view.dtype, device=view.device)
+    start = plane * (height * number) + block[:, None]  # [P, planes]
+    index = (rows * number).index_select(0, view)[:, None] + start[:, :, None, None]
     bags = F.embedding_bag(
-        (rows + view % batch * height).flatten(0, 1),
-        source.to(weights.dtype).reshape(batch * height, 3 * width),
-        per_sample_weights=(weights / 255).flatten(0, 1),
+        index.flatten(0, 2),
+        source.to(weights.dtype).reshape(-1, 3 // planes * _BLOCK),
+        per_sample_weights=(weights / 255).index_select(0, view).repeat_interleave(planes, 0).flatten(0, 1),
         mode="sum",
-    )  # [n S, 3 W]
-    if inside:
-        columns_first = bags.view(count, size, width, 3).permute(0, 2, 3, 1)
-    else:
-        columns_first = bags.view(count, size, 3, width).permute(0, 3, 2, 1)
-    return columns_first.reshape(count, width, 3 * size)
+    )  # [P planes S, 32 or 32 3]
+    bags = bags.view(len(view), planes, rows.shape[1], _BLOCK, 3 // planes)
+    return bags.permute(0, 3, 1, 4, 2).reshape(len(view) * _BLOCK, -1)
 
 
 def _weigh_columns(vertical: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     """Make every column of every view of a few columns [n, S, T] of `vertical`: [n, 3, S, S]."""
     count, size, _ = columns.shape
-    width = vertical.shape[1]
-    view = torch.arange(count, dtype=torch.int32, device=vertical.device)[:, None, None]
     bags = F.embedding_bag(
-        (columns + view * width).flatten(0, 1),
-        vertical.flatten(0, 1),
-        per_sample_weights=weights.flatten(0, 1),
-        mode="sum",
+        columns.flatten(0, 1), vertical, per_sample_weights=weights.flatten(0, 1), mode="sum"
     )  # [n S, 3 S]: column, channel, row
-    return bags.view(count, size, 3, size).permute(0, 2, 3, 1).contiguous()
+    return bags.view(count, size, 3, size).permute(0, 2, 3, 1)
 
 
 def _taps(
@@ -468,6 +481,8 @@ def _taps(
     origin, pixel, start, centre, stretch = _positions(start, length, output, size, pixels, interpolation)
     inside = (torch.minimum(pixel + 1, start + length) - torch.maximum(pixel, start)).clamp(0, 1)
     weights = _filter((pixel + 0.5 - centre).abs() / stretch, interpolation) * inside
+    # Pixels outside of the box weigh nothing and are not worth reading.
+    pixel = torch.minimum(pixel.clamp(min=0), (start + length).ceil() - 1)
     return (origin + pixel).int().clamp_(0, pixels - 1), weights / weights.sum(-1, keepdim=True)
 
 
