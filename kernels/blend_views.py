@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .autocast import outside_autocast
 from .checks import LOGITS, expect
 
 
@@ -63,6 +64,7 @@ def blend_views(views: Tensor, mask: Tensor, *, sigma: float, blur_kernel: int) 
 
 
 @torch.library.custom_op("vpt::blended_views", mutates_args=())
+@outside_autocast
 def blended_views(
     views: Tensor, mask: Tensor, sigma: float, blur_kernel: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,6 +87,7 @@ def _(views: Tensor, mask: Tensor, sigma: float, blur_kernel: int) -> tuple[Tens
 
 
 @torch.library.custom_op("vpt::blended_views_gradients", mutates_args=())
+@outside_autocast
 def blended_views_gradients(
     to_blended: Tensor,
     to_tv: Tensor,
@@ -184,6 +187,7 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(*tensors)
 
 
+@outside_autocast
 def _backward_gradients(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradients once more, in plain torch operations: it is rarely asked for."""
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import outside_autocast
 from .checks import FLOATS, LOGITS, expect, expect_rows, expect_temperatures
 from .sinkhorn_potentials import Potentials, balance, centre_column
 
@@ -45,7 +46,7 @@ def prototype_loss(
     Args:
         student: features [M, D], any float dtype; fp32 sums (fp64, on the CPU only, for fp64).
         student_prototypes: [K, D] in the dtype of student.
-        teacher: features [T, D], any float dtype.
+        teacher: features [T, D], any float dtype (fp64 on the CPU only), summed in that of the losses.
         teacher_prototypes: [K, D] in the dtype of teacher.
         potentials: row [T] and column [K], of `prototype_potentials` or `prototype_centre_potentials` with
             the same `teacher_temperature` and `weight_norm`.
@@ -73,6 +74,7 @@ def prototype_loss(
     expect(name, "potentials.column", column, LOGITS, (len(student_prototypes),), student.device)
     if weights is not None:
         expect(name, "weights", weights, LOGITS, (len(student),), student.device)
+    wide = torch.promote_types(student.dtype, torch.float32)
     losses, _, _, _ = prototype_distillation(
         student,
         student_prototypes,
@@ -80,14 +82,14 @@ def prototype_loss(
         teacher.detach(),
         teacher_prototypes.detach(),
         _lengths(teacher_prototypes, student, weight_norm),
-        row.detach(),
-        column.detach(),
+        row.detach().to(wide),
+        column.detach().to(wide),
         expect_temperatures(name, "student_temperature", student_temperature, len(student), student),
         expect_temperatures(name, "teacher_temperature", teacher_temperature, len(teacher), student),
         rows,
     )
     losses = losses.sum(1)
-    return losses if weights is None else weights * losses
+    return losses if weights is None else weights.to(wide) * losses
 
 
 @torch.no_grad()
@@ -169,6 +171,7 @@ def prototype_centre_potentials(
 
 
 @torch.library.custom_op("vpt::prototype_row_logsumexp", mutates_args=())
+@outside_autocast
 def prototype_row_logsumexp(
     features: Tensor, prototypes: Tensor, lengths: Tensor | None, column: Tensor, temperature: Tensor
 ) -> Tensor:
@@ -201,6 +204,7 @@ def _(
 
 
 @torch.library.custom_op("vpt::prototype_column_logsumexp", mutates_args=())
+@outside_autocast
 def prototype_column_logsumexp(
     features: Tensor, prototypes: Tensor, lengths: Tensor | None, row: Tensor, temperature: Tensor
 ) -> Tensor:
@@ -234,6 +238,7 @@ def _(
 
 
 @torch.library.custom_op("vpt::prototype_distillation", mutates_args=())
+@outside_autocast
 def prototype_distillation(
     student: Tensor,
     student_prototypes: Tensor,
@@ -290,6 +295,7 @@ def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("vpt::prototype_distillation_gradients", mutates_args=())
+@outside_autocast
 def prototype_distillation_gradients(
     gradient: Tensor,
     student: Tensor,
@@ -333,7 +339,9 @@ def prototype_distillation_gradients(
         if to_prototypes:
             of_unit += slopes.T @ features
     of_prototypes = _through_norm(of_unit, prototypes, weight_norm) if to_prototypes else of_unit
-    return of_student, of_prototypes.to(student_prototypes.dtype, copy=True)
+    return of_student, of_prototypes.to(
+        student_prototypes.dtype, copy=True, memory_format=torch.contiguous_format
+    )
 
 
 @prototype_distillation_gradients.register_kernel("cuda")
@@ -358,6 +366,7 @@ def _(gradient: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("vpt::prototype_distillation_student_temperature", mutates_args=())
+@outside_autocast
 def prototype_distillation_student_temperature(
     gradient: Tensor, losses: Tensor, mass: Tensor, entropy: Tensor, temperature: Tensor
 ) -> Tensor:
@@ -374,6 +383,7 @@ def _(gradient: Tensor, losses: Tensor, mass: Tensor, entropy: Tensor, temperatu
 
 
 @torch.library.custom_op("vpt::prototype_distillation_teacher_temperature", mutates_args=())
+@outside_autocast
 def prototype_distillation_teacher_temperature(
     gradient: Tensor,
     student: Tensor,
@@ -455,6 +465,7 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(*inputs[:12])
 
 
+@outside_autocast
 def _backward_gradients(ctx: Any, second: Tensor, second_prototypes: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the gradients once more, in plain torch operations on a few rows at a time."""
     gradient, student, student_prototypes, student_lengths, *targets, rows = ctx.saved_tensors
@@ -531,8 +542,8 @@ def _lengths(prototypes: Tensor, student: Tensor, weight_norm: bool) -> Tensor |
     """Give the length of each prototype, if they are to be divided by it."""
     if not weight_norm:
         return None
-    wide = torch.promote_types(student.dtype, torch.float32)
-    return torch.linalg.vector_norm(prototypes.detach(), dim=1, dtype=wide)
+    made_in, wanted = (torch.promote_types(of.dtype, torch.float32) for of in (prototypes, student))
+    return torch.linalg.vector_norm(prototypes.detach(), dim=1, dtype=made_in).to(wanted)
 
 
 def _unit(prototypes: Tensor, weight_norm: bool) -> Tensor:
@@ -600,8 +611,10 @@ def _expect_sides(
     count: int | str = "K",
     like: Tensor | None = None,
 ) -> None:
-    """Refuse features and prototypes that do not go together."""
-    device = None if like is None else like.device
-    expect(name, side, features, LOGITS, ("T" if side == "teacher" else "M", "D"), device)
+    """Refuse features and prototypes that do not go together, or not with the features `like`."""
+    width, device = ("D", None) if like is None else (like.shape[1], like.device)
+    expect(name, side, features, LOGITS, ("T" if side == "teacher" else "M", width), device)
     which = "prototypes" if name != "prototype_loss" else f"{side}_prototypes"
     expect(name, which, prototypes, (features.dtype,), (count, features.shape[1]), features.device)
+    if features.dtype == torch.float64 and features.is_cuda:
+        raise TypeError(f"{name}: {side} must not be float64 on a GPU: it is computed on the CPU only.")

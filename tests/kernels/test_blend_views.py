@@ -73,8 +73,11 @@ def test_equals_the_formula_with_torchvisions_blur(shape, sigma, blur_kernel, dt
     check_outputs(found, reference(views, mask, sigma, blur_kernel), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "sigma", "blur_kernel"), SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "sigma", "blur_kernel", "dtype"),
+    [(*shape, torch.float32) for shape in SHAPES]
+    + [(*SHAPES[3], dtype) for dtype in DTYPES if dtype != torch.float32],
+)
 def test_launchers_and_gradients_against_fp64(shape, sigma, blur_kernel, dtype, device):
     views, mask = case(shape, dtype, torch.promote_types(dtype, torch.float32))
     upstream = upstream_of(views)
@@ -180,9 +183,32 @@ def test_no_views_or_no_channels(shape, device):
     torch.testing.assert_close(launchers.mask_gradient(*upstream, views, mask, weights), wanted[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_opcheck(dtype, device):
+def test_autocast_does_not_reach_the_blur():
+    views, mask = (tensor.requires_grad_() for tensor in case((2, 3, 7, 6), torch.float32))
+
+    def everything():
+        made = blend_views(views, mask, sigma=1.3, blur_kernel=5)
+        total = (made.blended**2).sum() + made.tv.sum() - made.sparsity.sum()
+        first = torch.autograd.grad(total, (views, mask), create_graph=True)
+        return [
+            *made,
+            *first,
+            *torch.autograd.grad(sum((gradient**2).sum() for gradient in first), (views, mask)),
+        ]
+
+    outside = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = everything()
+    for one, other in zip(inside, outside, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("dtype", "strided"), [(torch.float64, True), (torch.bfloat16, False)])
+def test_opcheck(dtype, strided, device):
     views, mask = (tensor.to(device) for tensor in case((2, 3, 4, 5), dtype))
+    if strided:
+        views, mask = views.to(memory_format=torch.channels_last), mask.mT.contiguous().mT
+        assert not views.is_contiguous() and not mask.is_contiguous()
     inputs = (views.requires_grad_(), mask.requires_grad_())
     torch.library.opcheck(blended_views, (*inputs, 1.0, 3))
     upstream = [tensor.to(device) for tensor in upstream_of(views)]

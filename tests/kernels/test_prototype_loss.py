@@ -7,7 +7,8 @@ import torch
 from closeness import assert_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from largest import Largest
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vpt_kernels import Potentials, centre_potentials, masked_distillation_loss, sinkhorn_potentials
 from vpt_kernels.prototype_loss import prototype_centre_potentials, prototype_loss, prototype_potentials
@@ -230,21 +231,6 @@ def test_extreme_logits_stay_finite():
             assert gradient.isfinite().all() and gradient.abs().max() > 0
 
 
-class Largest(TorchDispatchMode):
-    """Record how many numbers the largest tensor holds that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        made = function(*arguments, **(options or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else [made]:
-            if isinstance(tensor, torch.Tensor):
-                self.numbers = max(self.numbers, tensor.numel())
-        return made
-
-
 @pytest.mark.parametrize("partners", [None, 2])
 def test_nothing_of_the_size_of_the_logits_is_made(partners, monkeypatch):
     tokens, prototypes, width, at_once = 211, 307, 5, 4096
@@ -302,8 +288,84 @@ def test_nothing_of_the_size_of_the_logits_is_made(partners, monkeypatch):
     assert seen < tokens * prototypes / 8
 
 
+def test_autocast_does_not_reach_the_sums():
+    student, w, teacher, v, own, theirs, rows = case(11, 7, 29, 12, 2, dtype=torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in (student, w, own, theirs)]
+
+    def everything():
+        potentials = prototype_potentials(teacher, v, theirs.detach())
+        centred = prototype_centre_potentials(teacher, v, 0.1, torch.zeros(29))
+        loss = prototype_loss(
+            student, w, teacher, v, potentials, student_temperature=own, teacher_temperature=theirs, rows=rows
+        )
+        first = torch.autograd.grad(loss.sum(), leaves[:2], create_graph=True)
+        second = torch.autograd.grad(sum((gradient**2).sum() for gradient in first), leaves)
+        temperatures = torch.autograd.grad(
+            prototype_loss(
+                student, w, teacher, v, potentials,
+                student_temperature=own, teacher_temperature=theirs, rows=rows,
+            ).sum(),
+            leaves[2:],
+        )  # fmt: skip
+        return [*potentials, *centred, loss, *first, *second, *temperatures]
+
+    outside = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = everything()
+    for one, other in zip(inside, outside, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_student_and_teacher_of_different_precision(dtypes):
+    """The losses are in the precision of the student, whatever everything else is in."""
+    student, w, teacher, v, own, theirs, rows = case(7, 4, 9, 5, 2)
+    student, w = (tensor.to(dtypes[0]).requires_grad_() for tensor in (student, w))
+    teacher, v, weights = teacher.to(dtypes[1]), v.to(dtypes[1]), torch.rand(7, dtype=dtypes[1])
+    own, theirs = own.to(dtypes[1]).requires_grad_(), theirs.to(dtypes[1]).requires_grad_()
+    for weight_norm in (True, False):
+        potentials = prototype_potentials(teacher, v, theirs.detach(), weight_norm=weight_norm)
+        assert potentials.row.dtype == dtypes[1]
+        loss = prototype_loss(
+            student,
+            w,
+            teacher,
+            v,
+            potentials,
+            student_temperature=own,
+            teacher_temperature=theirs,
+            weights=weights,
+            rows=rows,
+            weight_norm=weight_norm,
+        )
+        assert loss.dtype == dtypes[0]
+        inputs = (tensor.detach() for tensor in (student, w, teacher, v))
+        expected = brute_force(*inputs, potentials, own.detach(), theirs.detach(), rows, weight_norm)
+        expected = weights * expected
+        assert_near(loss, expected, torch.float32)
+        leaves = (student, w, own, theirs)
+        first = torch.autograd.grad(loss.sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(first[0].sum() + first[1].sum(), leaves)
+        for found in (first, second):
+            assert [gradient.dtype for gradient in found] == [leaf.dtype for leaf in leaves]
+
+
+def test_double_precision_on_a_gpu_is_refused():
+    with FakeTensorMode():
+        single, double = (torch.zeros(3, 2, dtype=d, device="cuda") for d in (torch.float32, torch.float64))
+        potentials = Potentials(single[:, 0], single[:, 0])
+        for side, inputs in {"student": (double,) * 4, "teacher": (single, single, double, double)}.items():
+            with pytest.raises(TypeError, match=f"prototype_loss: {side} must not be float64 on a GPU"):
+                prototype_loss(*inputs, potentials, student_temperature=0.1, teacher_temperature=0.1)
+        with pytest.raises(TypeError, match="prototype_potentials: teacher must not be float64 on a GPU"):
+            prototype_potentials(double, double, 0.1)
+        with pytest.raises(TypeError, match="prototype_centre_potentials: teacher must not be float64"):
+            prototype_centre_potentials(double, double, 0.1, single[:, 0])
+
+
 def test_compiles_whole():
     student, w, teacher, v, own, theirs, rows = case(6, 4, 9, 5, 2, dtype=torch.float32)
+    w, v = w.T.contiguous().T, v.T.contiguous().T
     weights = torch.rand(6)
 
     def loss(student, w, own, theirs):
@@ -354,6 +416,7 @@ def test_prototypes_can_be_held():
             "student_prototypes must be float32",
         ),
         ({"teacher_prototypes": torch.zeros(5, 2)}, ValueError, r"teacher_prototypes must be .*\[4, 2\]"),
+        ({"teacher": torch.zeros(3, 5)}, ValueError, r"teacher must be .*\[T, 2\]"),
         ({"teacher": torch.zeros(2, 2)}, ValueError, "equally many rows, got 3 and 2"),
         ({"rows": torch.zeros(3, dtype=torch.int64)}, ValueError, r"rows must be int64 \[3, P\]"),
         ({"rows": torch.full((3, 1), 3)}, ValueError, r"rows must lie in -1..2.*got 3..3"),

@@ -306,6 +306,19 @@ def test_bf16_autocast_gives_fp32_losses_near_those_of_fp32(make_learner: MakeLe
         torch.testing.assert_close(losses.terms[term], value, atol=0.02, rtol=0.03)
 
 
+def test_scores_made_anew_equal_stored_ones_under_autocast(make_learner: MakeLearner, batch: Batch) -> None:
+    views, masks = RenderedViews(*(pixels.float() for pixels in batch[0])), batch[1]
+    found = []
+    for store_scores in (True, False):
+        learner = make_learner(store_scores=store_scores).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = learner(views, masks, 0.05)
+        losses.total.backward()
+        gradients = [prototypes.grad for prototypes in learner.prototype_parameters()]
+        found.append((losses.terms, gradients))
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-4)
+
+
 def test_stochastic_depth_is_off_outside_training(make_learner: MakeLearner, batch: Batch) -> None:
     learner = make_learner(drop_path=0.8)
     assert torch.equal(learner(*batch, 0.05).total, learner(*batch, 0.05).total)
