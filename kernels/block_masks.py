@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import INTEGER, expect, expect_counts
-from .packing import PackedMasks, expect_total, fake_masks, pack
+from .packing import PackedMasks, empty_masks, expect_total, pack
 from .random import BLOCK_MASKS_STREAM, reference_keyed_uniform, seed_words
 
 # Where each octet has zeros: eight bools, held as one int64 so that a look-up copies one element.
@@ -40,12 +40,13 @@ def block_masks(
 
     Args:
         counts: int64 [N], 0..h*w: patches to hide.
-        grid: (h, w) in patches, of at most 4,096.
+        grid: (h, w), 1..4,096 patches.
         total: the sum of counts, which the caller knows, so that nothing waits for the device.
         seed: the run's, 0 <= seed < 2**64.
         step: the run's, 0 <= step < 2**32.
         sample: int64 [N], the key of each row; on the device of counts or on the CPU. Rows of equal
-            key get equal draws, so two views of one image need two keys, say image * views + view.
+            key get equal draws, so two views of one image need two keys, say image * views + view. Keys
+            on the CPU are copied to a CUDA device, which a CUDA graph cannot capture unless they are pinned.
         min_patches: smallest area, at least 1.
         min_aspect: least height / width, in (0, 1]; the greatest is its inverse.
 
@@ -59,6 +60,8 @@ def block_masks(
             total are looked at on the CPU alone).
     """
     name = "block_masks"
+    if len(grid) != 2:
+        raise ValueError(f"{name}: grid must be (h, w), got {grid}.")
     height, width = grid
     if height < 1 or width < 1 or height * width > 4096:
         raise ValueError(f"{name}: grid must have 1..4096 patches, got {height} x {width}.")
@@ -127,7 +130,7 @@ def _(
     min_patches: int,
     min_aspect: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*fake_masks(counts, len(counts), height * width, total),)
+    return empty_masks(counts, len(counts), height * width, total)
 
 
 def _reference(

@@ -66,9 +66,9 @@ def hide_highest(scores: Tensor, counts: Tensor) -> Tensor:
     return torch.zeros_like(chosen).scatter(1, places, chosen)
 
 
-def fake_masks(like: Tensor, rows: int, tokens: int, total: int) -> PackedMasks:
-    """Give tensors of the shapes and dtypes that the operators return, on the device of `like`."""
-    return PackedMasks(
+def empty_masks(like: Tensor, rows: int, tokens: int, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocate hidden, indices, inverse and weights, as operators return them, on the device of `like`."""
+    return (
         like.new_empty((rows, tokens), dtype=torch.bool),
         like.new_empty((total,), dtype=torch.int64),
         like.new_empty((rows, tokens), dtype=torch.int64),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import INTEGER, expect, expect_counts
-from .packing import expect_total, fake_masks, hide_highest, pack
+from .packing import empty_masks, expect_total, hide_highest, pack
 from .random import SAMPLE_MASKS_STREAM, reference_keyed_uniform, seed_words
 
 
@@ -39,6 +39,9 @@ def sample_masks(
         step: the run's, 0 <= step < 2**32.
         sample: int64 [N], the key of each row; on the device of logits or on the CPU. Rows of equal
             key get equal noise, so two views of one image need two keys, say image * views + view.
+
+    Counts or keys on the CPU are copied to a CUDA device of logits, which a CUDA graph cannot capture unless
+    they are pinned.
 
     Raises:
         TypeError, ValueError: an argument has another dtype or shape or is out of its range (counts and
@@ -89,7 +92,7 @@ def _(
     logits: Tensor, counts: Tensor, sample: Tensor, total: int, seed_low: int, seed_high: int, step: int
 ) -> _Outputs:
     rows, patches = logits.shape
-    return logits.new_empty(rows, patches), *fake_masks(logits, rows, patches, total)
+    return logits.new_empty(rows, patches), *empty_masks(logits, rows, patches, total)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:

@@ -16,9 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..block_masks import ATTEMPTS, MOST_BLOCKS
+from ..packing import empty_masks
 from ..random import BLOCK_MASKS_STREAM
 from .launch import block, on_device_of
-from .packing import empty_masks, store_packed, warps
+from .packing import store_packed, warps
 from .random import keyed_words, open_unit, signed
 
 

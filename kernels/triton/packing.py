@@ -7,10 +7,8 @@ Where the row's part of the list begins is the sum of the counts before it, whic
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 
 @triton.jit
@@ -66,16 +64,6 @@ def store_packed(
     tl.store(index_ptr + place, flat, mask=listed)
     weight = tl.full([BLOCK], 1.0, tl.float32) / tl.maximum(count, 1).to(tl.float32)
     tl.store(weights_ptr + place, weight, mask=listed)
-
-
-def empty_masks(like: Tensor, rows: int, tokens: int, total: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Allocate hidden, index, inverse and weights on the device of `like`."""
-    return (
-        torch.empty((rows, tokens), dtype=torch.bool, device=like.device),
-        torch.empty((total,), dtype=torch.int64, device=like.device),
-        torch.empty((rows, tokens), dtype=torch.int64, device=like.device),
-        torch.empty((total,), dtype=torch.float32, device=like.device),
-    )
 
 
 def warps(tokens: int) -> int:

@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..packing import empty_masks
 from ..random import SAMPLE_MASKS_STREAM
 from .launch import block, on_device_of
-from .packing import empty_masks, highest, ordered, store_packed, warps
+from .packing import highest, ordered, store_packed, warps
 from .random import row_uniform, signed
 
 

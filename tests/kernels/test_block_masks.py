@@ -200,6 +200,7 @@ def test_compiles():
         ({"sample": torch.arange(3)}, ValueError, r"sample must be int64 \[2\], got int64 \[3\]"),
         ({"total": 4}, ValueError, "total must be the sum of counts, 3, got 4"),
         ({"grid": (0, 4)}, ValueError, r"grid must have 1\.\.4096 patches, got 0 x 4"),
+        ({"grid": (3, 4, 1)}, ValueError, r"grid must be \(h, w\), got \(3, 4, 1\)"),
         ({"grid": (64, 65)}, ValueError, r"grid must have 1\.\.4096 patches, got 64 x 65"),
         ({"seed": 2**64}, ValueError, "block_masks: seed must lie in"),
         ({"step": -1}, ValueError, "block_masks: step must lie in"),
