@@ -358,7 +358,7 @@ def temperature_gradients(
                 normaliser, *parts,
                 tokens, prototypes, gradient.stride(0), *student.stride(), *teacher.stride(),
                 row.stride(0), column.stride(0), student_temperature.stride(0), teacher_temperature.stride(0),
-                **_partners(rows), BLOCK=block(prototypes, 2048), num_warps=8,
+                **_partners(rows), BLOCK=block(prototypes, 1024), num_warps=8,
             )  # fmt: skip
     of_student, of_pairs = parts
     if rows is None:
