@@ -298,6 +298,7 @@ SPECIMENS = (
     _of(PROTOTYPE, "3763x65536x256 fp32", _prototype, TOKENS, PROTOTYPES, WIDTH, FP32, **MORE),
     _of(PROTOTYPE, "pairs 640x65536x256 bf16", _prototype, 640, PROTOTYPES, WIDTH, BF16, **PAIRS, **MORE),
     _of(PROTOTYPE, "1000x8192x384 bf16, raw", _prototype, 1000, 8192, 384, BF16, **RAW, **MORE),
+    _of(PROTOTYPE, "1000x8192x250 bf16", _prototype, 1000, 8192, 250, BF16, **MORE),
     _of("blend_views", "256x224x224 bf16", _blend, 256, 224, BF16),
     _of("blend_views", "256x224x224 fp32", _blend, 256, 224, FP32, **MORE),
 )  # fmt: skip

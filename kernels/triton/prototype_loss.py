@@ -15,8 +15,9 @@ A step with 3 Sinkhorn iterations is 14 U, 1.76 PFLOP. Where logits are stored i
 one. Here HBM gives next to nothing: features are 2 MB a side and prototypes 34 MB, and programs that run at
 the same time stream the same tiles, which all but the first find in the L2 cache. From there one pass of both
 prototypes over 3763 rows is 30 × 67 MB = 2 GB. Allocated beyond the results are [K] lengths, 20 bytes for
-each pair and part (forward), and partial sums of a gradient where one side has too few blocks to fill the
-device: 15 MB at the sizes above, 1 % of the three matrices of 493 MB that are not there.
+each pair and part (forward), partial sums of a gradient where one side has too few blocks to fill the
+device: 15 MB at the sizes above, 1 % of the three matrices of 493 MB that are not there; and features and
+prototypes once more where D is no multiple of 16.
 
 A student row with several teacher rows is as many pairs, each of which makes the student's similarities anew.
 That is up to twice the operations, and keeps shared memory and registers the same for every P.
@@ -34,6 +35,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -59,6 +61,17 @@ def _dot(a, b, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     if WIDEN:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
     return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _rounded(x, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """An fp32 tile as a matrix product with that precision takes it: what is lost is lost here, in sight.
+
+    TF32 has 10 digits after the first; tensor cores ignore the other 13 of fp32.
+    """
+    if PRECISION == "tf32":
+        return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
 
 
 @triton.jit
@@ -457,7 +470,8 @@ def prototypes_kernel(
         y = inner * (their_inverse[None, :] * their_scale[:, None])
         slope -= tl.exp(y + row[None, :] + column[:, None])
         slope *= tl.load(weight_ptr + pairs, mask=there, other=0.0)[None, :]
-        slope = slope.to(SLOPE)  # rounded before either sum, so that what one adds the other takes out
+        # Rounded before either sum, so that what one adds the other takes out.
+        slope = _rounded(slope, SLOPE, SLOPE_PRECISION)
         along += tl.sum(slope.to(tl.float32) * similarity, 1)
         if not WHOLE:
             s = _tile(student_ptr, students, paired, first_out, D, BLOCK_OUT)
@@ -470,9 +484,9 @@ def prototypes_kernel(
         diagonal = tl.where(number[:, None] == number[None, :], -along[:, None], 0.0)
         if not WHOLE:
             w = _tile(student_prototypes_ptr, k, inside, first_out, D, BLOCK_OUT)
-        coarse = diagonal.to(SLOPE)
+        coarse = _rounded(diagonal, SLOPE, SLOPE_PRECISION)
         total = _dot(coarse, w.to(SLOPE), total, SLOPE_PRECISION, WIDEN)
-        if tl.float32 != SLOPE:  # what that rounded off
+        if tl.float32 != SLOPE or SLOPE_PRECISION == "tf32":  # what that rounded off
             rest = (diagonal - coarse.to(tl.float32)).to(SLOPE)
             total = _dot(rest, w.to(SLOPE), total, SLOPE_PRECISION, WIDEN)
         total *= scale[:, None]
@@ -691,7 +705,8 @@ def _logsumexp(x: Tensor, x_scale: Tensor, y: Tensor, y_scale: Tensor, bias: Ten
     if count == 0 or others == 0:
         return bias.new_full((count,), -torch.inf)
     # Contiguous, all of them: they are small, and rows read whole are what the kernels are made for.
-    x, x_scale, y, y_scale, bias = (tensor.contiguous() for tensor in (x, x_scale, y, y_scale, bias))
+    x, y = _whole_rows(x), _whole_rows(y)
+    x_scale, y_scale, bias = (tensor.contiguous() for tensor in (x_scale, y_scale, bias))
     with on_device_of(x):
         blocks, options = _plan("logsumexp", count, others, x, y)
         programs = cdiv(count, blocks.still)
@@ -708,6 +723,14 @@ def _logsumexp(x: Tensor, x_scale: Tensor, y: Tensor, y_scale: Tensor, bias: Ten
             made, out, count, parts, SPLITS=triton.next_power_of_2(parts), BLOCK_R=128, num_warps=4
         )
     return out
+
+
+def _whole_rows(x: Tensor) -> Tensor:
+    """Give features or prototypes as the kernels read them: contiguous, in rows of a multiple of 16 numbers.
+
+    Of other rows a thread would read a number or two at a time, with an address for each: that spilled.
+    """
+    return F.pad(x, (0, -x.shape[1] % 16)) if x.shape[1] % 16 else x.contiguous()
 
 
 class _Launch(NamedTuple):
@@ -743,12 +766,13 @@ def _launch(
         their_inverse, row = their_inverse[teachers], row[teachers].masked_fill(~present, -torch.inf)
     # Contiguous, for the reason above. Numbers of a row are given to its pairs here: gathering them costs
     # little, and the kernels' inner loops are spared it.
+    student = _whole_rows(student)
     tensors = (
-        student.contiguous(),
-        student_prototypes.contiguous(),
+        student,
+        _whole_rows(student_prototypes),
         None if student_lengths is None else student_lengths.contiguous(),
-        teacher.contiguous(),
-        teacher_prototypes.contiguous(),
+        _whole_rows(teacher),
+        _whole_rows(teacher_prototypes),
         None if teacher_lengths is None else teacher_lengths.contiguous(),
         row.contiguous(),
         column.contiguous(),
@@ -756,7 +780,7 @@ def _launch(
         their_inverse.contiguous(),
         rows,
     )
-    sizes = (len(student) * partners, partners, *student_prototypes.shape)
+    sizes = (len(student) * partners, partners, len(student_prototypes), student.shape[1])
     options = {
         "HAS_ROWS": rows is not None,
         "HAS_STUDENT_LENGTHS": student_lengths is not None,
@@ -808,21 +832,23 @@ def features_gradient(gradient: Tensor, *inputs_and_saved: Any) -> Tensor:
         return torch.zeros(student.shape, dtype=student.dtype, device=student.device)
     launch = _launch(*inputs)
     weight, shift = _slope(gradient, launch, normaliser, mass)
+    wide = launch.sizes[-1]
     with on_device_of(student):
         blocks, options = _plan(
             "features", pairs, prototypes, student, student_prototypes, teacher, teacher_prototypes
         )
-        programs, columns = cdiv(pairs, blocks.still), cdiv(width, blocks.out)
-        most = _PARTS // (pairs * width)
+        programs, columns = cdiv(pairs, blocks.still), cdiv(wide, blocks.out)
+        most = _PARTS // (pairs * wide)
         parts, length = _parts(programs * columns, blocks.stream, prototypes, most)
         alone = parts == 1 and gradient.shape[1] == 1
         dtype = student.dtype if alone else normaliser.dtype
-        made = torch.empty(parts, *gradient.shape, width, dtype=dtype, device=student.device)
+        made = torch.empty(parts, *gradient.shape, wide, dtype=dtype, device=student.device)
         features_kernel[(programs, parts, columns)](
             weight, *launch.tensors, shift, made, *launch.sizes, length,
             **launch.options, BLOCK_N=blocks.still, BLOCK_K=blocks.stream, **options,
         )  # fmt: skip
-    return made.view(student.shape) if alone else made.sum((0, 2)).to(student.dtype)
+    out = made.view(len(student), wide) if alone else made.sum((0, 2)).to(student.dtype)
+    return out[:, :width].contiguous()
 
 
 def prototypes_gradient(gradient: Tensor, *inputs_and_saved: Any) -> Tensor:
@@ -830,26 +856,27 @@ def prototypes_gradient(gradient: Tensor, *inputs_and_saved: Any) -> Tensor:
     *inputs, normaliser, mass = inputs_and_saved
     student, student_prototypes, _, teacher, teacher_prototypes, *_ = inputs
     pairs, (prototypes, width) = gradient.numel(), student_prototypes.shape
-    shape, dtype = student_prototypes.shape, student_prototypes.dtype
+    dtype = student_prototypes.dtype
     if pairs == 0 or len(teacher) == 0 or prototypes == 0 or width == 0:
-        return torch.zeros(shape, dtype=dtype, device=student.device)
+        return torch.zeros(student_prototypes.shape, dtype=dtype, device=student.device)
     launch = _launch(*inputs)
     weight, shift = _slope(gradient, launch, normaliser, mass)
+    wide = launch.sizes[-1]
     with on_device_of(student):
         blocks, options = _plan(
             "prototypes", prototypes, pairs, student, student_prototypes, teacher, teacher_prototypes
         )
-        programs, columns = cdiv(prototypes, blocks.still), cdiv(width, blocks.out)
-        most = _PARTS // (prototypes * width)
+        programs, columns = cdiv(prototypes, blocks.still), cdiv(wide, blocks.out)
+        most = _PARTS // (prototypes * wide)
         parts, length = _parts(programs * columns, blocks.stream, pairs, most)
         made = torch.empty(
-            parts, *shape, dtype=dtype if parts == 1 else normaliser.dtype, device=student.device
+            parts, prototypes, wide, dtype=dtype if parts == 1 else normaliser.dtype, device=student.device
         )
         prototypes_kernel[(programs, parts, columns)](
             weight, *launch.tensors, shift, made, *launch.sizes, length,
             **launch.options, BLOCK_N=blocks.stream, BLOCK_K=blocks.still, **options,
         )  # fmt: skip
-    return made.view(shape) if parts == 1 else made.sum(0).to(dtype)
+    return (made[0] if parts == 1 else made.sum(0).to(dtype))[:, :width].contiguous()
 
 
 def teacher_temperature_gradient(gradient: Tensor, *inputs_and_normaliser: Any) -> Tensor:
