@@ -36,7 +36,7 @@ def blend_views(views: Tensor, mask: Tensor, *, sigma: float, blur_kernel: int) 
     for equal neighbours; and the views. Second derivatives work, by plain torch operations.
 
     Args:
-        views: [N, C, H, W], any float dtype; computed in fp32 (fp64 for fp64).
+        views: [N, C, H, W], any float dtype; computed in fp32, under autocast too (fp64 for fp64).
         mask: [N, H, W] float, in [0, 1] by intention: values are not looked at.
         sigma: the blur's standard deviation in pixels, above 0.
         blur_kernel: width and height of the blur's window in pixels: odd, its half smaller than H and W.

@@ -44,7 +44,8 @@ def prototype_loss(
     targets keep their sums, the column potential is held.
 
     Args:
-        student: features [M, D], any float dtype; fp32 sums (fp64, on the CPU only, for fp64).
+        student: features [M, D], any float dtype; fp32 sums, under autocast too (fp64, on the CPU only, for
+            fp64).
         student_prototypes: [K, D] in the dtype of student.
         teacher: features [T, D], any float dtype (fp64 on the CPU only), summed in that of the losses.
         teacher_prototypes: [K, D] in the dtype of teacher.
