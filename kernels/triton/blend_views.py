@@ -9,7 +9,6 @@ columns first: 148 MB, and up to three reads a tap, of which two are masked out 
 
 Terms of the mask are added up for each program and then by torch, in a fixed order.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ registers, and an attempt is one Philox call and one count over the grid. A row 
 after 8 attempts in the median at 16 x 16 and about 30 at the most. Only the packed masks are written, 9 bytes
 a patch and 12 for each hidden one. With one warp a row no step of the chain waits for another warp.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ Five passes in all over [M, K]; at [3763, 65536] in bf16 each is 493 MB. The tar
 never stored; a row's softmax is found on the way, with sums kept relative to the highest logit so far. As in
 `sinkhorn_potentials` each program takes several rows, which share the column potentials.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from __future__ import annotations
 

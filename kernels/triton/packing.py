@@ -3,7 +3,6 @@
 A row's tokens stay in one program, in registers, so the packed form costs one cumulative sum in the row.
 Where the row's part of the list begins is the sum of the counts before it, which one small torch call gives.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 

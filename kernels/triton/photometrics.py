@@ -8,7 +8,6 @@ all its threads, so a view pays for its own operations alone.
 The backward kernels keep nothing from the forward pass: pixels are computed again up to each operation. Sums
 over a view are partial sums of fixed blocks, added up by one later operation: the same result every time.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ A program takes a tile of a row's patches and goes over the whole row, so each r
 of them, from the L2 cache after the first). The work is T² comparisons and exponentials: 34 million at 512
 rows of 256 patches, where an H200 does trillions a second. A sort would do fewer, in many dependent steps.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ fast. A gradient is made for at most 256 columns of D at a time (128 in fp32), s
 the registers; a wider one makes the similarities once for each 256. No index runs over M · K; what runs over
 K · D or N · D is in 64 bits. None of this has been timed on a GPU.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 
@@ -42,6 +41,7 @@ from torch import Tensor
 
 from ..prototype_loss import EPSILON
 from .launch import block, cdiv, on_device_of
+from .sinkhorn_potentials import combined
 
 _PROCESSORS = 132  # of an H100 or H200; elsewhere the last wave is only less full
 _PARTS = 2**22  # numbers in a gradient's partial sums, at most
@@ -164,26 +164,6 @@ def logsumexp_kernel(
         highest = risen
     base = tl.where(highest == -float("inf"), 0.0, highest)
     tl.store(out_ptr + split.to(tl.int64) * R + r, base + tl.log(total), mask=there)
-
-
-@triton.jit
-def combine_logsumexp_kernel(
-    part_ptr,  # [splits, R] fp32
-    out_ptr,  # [R] fp32
-    R,
-    splits,
-    SPLITS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    """Put the parts together."""
-    r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    parts = tl.arange(0, SPLITS).to(tl.int64)
-    mask = (parts < splits)[:, None] & (r < R)[None, :]
-    x = tl.load(part_ptr + parts[:, None] * R + r[None, :], mask=mask, other=-float("inf"))
-    highest = tl.max(x, 0)
-    base = tl.where(highest == -float("inf"), 0.0, highest)
-    total = tl.sum(tl.exp(x - base[None, :]), 0)
-    tl.store(out_ptr + r, base + tl.log(total), mask=r < R)
 
 
 @triton.jit
@@ -716,13 +696,7 @@ def _logsumexp(x: Tensor, x_scale: Tensor, y: Tensor, y_scale: Tensor, bias: Ten
             x, x_scale, y, y_scale, bias, made, count, others, x.shape[1], length,
             BLOCK_R=blocks.still, BLOCK_C=blocks.stream, **options,
         )  # fmt: skip
-        if parts == 1:
-            return made.reshape(count)
-        out = bias.new_empty(count)
-        combine_logsumexp_kernel[(cdiv(count, 128),)](
-            made, out, count, parts, SPLITS=triton.next_power_of_2(parts), BLOCK_R=128, num_warps=4
-        )
-    return out
+        return combined(made)
 
 
 def _whole_rows(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 A draw reads 8 bytes a sample and writes 4 bytes a number. A program computes a tile of samples by blocks of
 four numbers, so that a block leaves in one store of 16 bytes where rows are aligned to that.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 

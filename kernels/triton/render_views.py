@@ -26,7 +26,6 @@ Scratch is two buffers (four on the way back) of at most _SCRATCH values however
 rendered in chunks of as many as fit, and at least one. So an offset inside a chunk passes 2**31 only for a
 side above 26,000; offsets into the sources do at 11,000 images of 256 x 256 and are of 64 bits.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ between, four reads of memory would do: that takes programs that wait for one an
 A column potential is four bytes and a logit two, so each program works on several rows at once: then the
 potentials, which come from the L2 cache, cost less than the logits.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from __future__ import annotations
 
@@ -180,11 +179,17 @@ def column_logsumexp(logits: Tensor, row: Tensor, temperature: Tensor) -> Tensor
             BLOCK=wide_block,
             num_warps=4,
         )
-        if splits == 1:
-            return parts[0]
-        out = row.new_empty(prototypes)
-        narrow = block(prototypes, 128)
-        combine_kernel[(cdiv(prototypes, narrow),)](
-            parts, out, prototypes, splits, SPLITS=triton.next_power_of_2(splits), BLOCK=narrow, num_warps=4
-        )
+        return combined(parts)
+
+
+def combined(parts: Tensor) -> Tensor:
+    """Give the log-sum-exp [K] of parts [splits, K], on whose device launches go now."""
+    splits, prototypes = parts.shape
+    if splits == 1:
+        return parts[0]
+    out = parts.new_empty(prototypes)
+    wide = block(prototypes, 128)
+    combine_kernel[(cdiv(prototypes, wide),)](
+        parts, out, prototypes, splits, SPLITS=triton.next_power_of_2(splits), BLOCK=wide, num_warps=4
+    )
     return out
