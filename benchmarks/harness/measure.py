@@ -59,17 +59,17 @@ def device_times(call: Callable[[], Any], seconds: float) -> Times:
 
 
 def host_times(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Times]:
-    """Time `calls` on the CPU, one run of each in turn, so that a busy moment strikes all alike.
+    """Time `calls` on the CPU in turns, so that a busy moment strikes all alike.
 
-    Each gets about `seconds`; those that are fast run several times in a turn. The order of the
-    turn changes from one to the next.
+    Each gets about `seconds`, and runs for at least 20 ms in a turn: else a fast one would be timed with its
+    code and data out of the caches after a slow one. The order of the turn changes from one to the next.
     """
     repeats = {}
     for name, call in calls.items():
         call()  # warm up
         started = time.perf_counter()
         call()
-        repeats[name] = max(1, int(0.002 / max(time.perf_counter() - started, 1e-7)))
+        repeats[name] = max(1, int(0.02 / max(time.perf_counter() - started, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     deadline = time.perf_counter() + seconds * len(calls)
     turn = 0
