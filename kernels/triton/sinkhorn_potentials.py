@@ -1,10 +1,11 @@
 """Log-sum-exp of scaled logits along rows and along columns, in one read of the logits each.
 
 Both are bound by memory: at [3763, 65536] in bf16 a pass reads 493 MB, against 256 KB of potentials and a
-buffer of partial sums of 16 rows (4 MB). Three iterations of Sinkhorn-Knopp are six passes, of which each but
-the first finds the rows that the last one ended with in the L2 cache: some 40 of the 493 MB, so 5.6 reads of
-memory in all. Four would do where a whole panel of rows waits in the L2 cache for its potentials before its
-shares are added to the columns: that takes programs that wait for one another, to be tried on a GPU.
+buffer of partial sums of 16 rows (4 MB). Three iterations of Sinkhorn-Knopp are six passes. Each but the
+first begins with the rows that the last one ended with: should 40 MB of them still be in the L2 cache, which no
+GPU has shown yet, that is 5.6 reads of memory in all. Four would do where a whole panel of rows waits in the
+L2 cache for its potentials before its shares are added to the columns: that takes programs that wait for
+one another.
 A column potential is four bytes and a logit two, so each program works on several rows at once: then the
 potentials, which come from the L2 cache, cost less than the logits.
 """
@@ -77,8 +78,8 @@ def column_logsumexp_kernel(
 ):
     """A block of columns and a part of the rows: every `splits`-th group of ROWS, from the last to the first.
 
-    So all programs go through the rows together, and backwards: those that the pass along rows read last,
-    which are still in the L2 cache, come first, and it will find there those that come last.
+    So all programs go through the rows together, and backwards: those that the pass along rows read last come
+    first, and may still be in the L2 cache, as may those that come last for the next pass along rows.
     """
     columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = columns < K
