@@ -2,9 +2,9 @@
 
 Both are bound by memory: at [3763, 65536] in bf16 a pass reads 493 MB, against 256 KB of potentials and a
 buffer of partial sums of 16 rows (4 MB). Three iterations of Sinkhorn-Knopp are six passes. Each but the
-first begins with the rows that the last one ended with: should 40 MB of them still be in the L2 cache, which no
-GPU has shown yet, that is 5.6 reads of memory in all. Four would do where a whole panel of rows waits in the
-L2 cache for its potentials before its shares are added to the columns: that takes programs that wait for
+first begins with the rows that the last one ended with: should 40 MB of them still be in the L2 cache, which
+no GPU has shown yet, that is 5.6 reads of memory in all. Four would do where a whole panel of rows waits in
+the L2 cache for its potentials before its shares are added to the columns: that takes programs that wait for
 one another.
 A column potential is four bytes and a logit two, so each program works on several rows at once: then the
 potentials, which come from the L2 cache, cost less than the logits.
