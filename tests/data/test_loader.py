@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.distributed.checkpoint.stateful import Stateful
 
-from vpt_vision.data import FolderConfig, build_source
+from vpt_vision.data import FolderConfig, build_source, workers
 from vpt_vision.data.loader import Loader
 from vpt_vision.data.source import Sample, UnreadableSample
 from vpt_vision.errors import UserError
@@ -313,12 +313,27 @@ class TestWorkers:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
     def test_end_with_the_main_process(self, number, capfd):
         """Ctrl-C interrupts the main process alone and ends all; SIGKILL too leaves no worker behind."""
+        self.end_with_the_main_process(number)
+        if number == signal.SIGINT:
+            assert capfd.readouterr().err.count("\nKeyboardInterrupt") == 1
+
+    def test_end_with_a_main_process_that_is_killed_while_they_start(self, monkeypatch):
+        obey = workers._obey_parent_only
+
+        def start_late(worker):
+            time.sleep(2 * worker)  # worker 0 has read a batch, on which the killing waits
+            obey(worker)
+
+        monkeypatch.setattr(workers, "_obey_parent_only", start_late)
+        self.end_with_the_main_process(signal.SIGKILL)
+
+    def end_with_the_main_process(self, number):
         context = multiprocessing.get_context("fork")
         reader, writer = context.Pipe(duplex=False)
         process = context.Process(target=_read_for_ever, args=(writer,))
         process.start()
-        workers = reader.recv()
-        assert len(workers) == 2 and all(_runs(worker) for worker in workers)
+        started = reader.recv()
+        assert len(started) == 2 and all(_runs(worker) for worker in started)
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
         else:
@@ -326,11 +341,9 @@ class TestWorkers:
         process.join(timeout=30)
         assert process.exitcode == (1 if number == signal.SIGINT else -number)
         deadline = time.monotonic() + 120  # workers look for their parent every few seconds
-        while any(_runs(worker) for worker in workers):
+        while any(_runs(worker) for worker in started):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        if number == signal.SIGINT:
-            assert capfd.readouterr().err.count("\nKeyboardInterrupt") == 1
 
 
 def _read_for_ever(writer):

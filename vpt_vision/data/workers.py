@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vpt_vision.errors import UserError
 
+LOOK_FOR_PARENT = 2.0  # seconds
+
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
@@ -154,7 +156,8 @@ def _obey_parent_only(worker: int) -> None:
     """Keep a worker at work when a signal goes to all processes of a run: Ctrl-C, or a scheduler's SIGTERM.
 
     It is for the main process to answer such a signal, and it needs batches until it has saved.
-    A SIGTERM that the main process itself sends ends the worker, and so does the main process's death.
+    A SIGTERM that the main process itself sends ends the worker, and so does the main process's death,
+    which torch's own worker notices only if it comes after the worker's start.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":  # where a signal's sender can be told
@@ -165,8 +168,10 @@ def _obey_parent_only(worker: int) -> None:
 def _end_when_told() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
+    while os.getppid() == parent.pid:
+        told = signal.sigtimedwait({signal.SIGTERM}, LOOK_FOR_PARENT)
+        if told is not None and told.si_pid == parent.pid:
+            break
     os._exit(0)
 
 
