@@ -32,10 +32,12 @@ def test_agrees_with_scikit_learn(clusters, features, l2):
     reference = sklearn_probe(inputs(train), train.labels.numpy(), l2)
     probabilities = reference.predict_proba(inputs(test))
     expected = -np.log(probabilities[np.arange(90), test.labels.numpy()])
-    np.testing.assert_allclose(result.cross_entropy.numpy(), expected, rtol=2e-3, atol=2e-4)
-    np.testing.assert_array_equal(result.correct.numpy(), probabilities.argmax(1) == test.labels.numpy())
+    np.testing.assert_allclose(result.figures["cross_entropy"].values.numpy(), expected, rtol=2e-3, atol=2e-4)
+    np.testing.assert_array_equal(
+        result.figures["accuracy"].values.numpy(), probabilities.argmax(1) == test.labels.numpy()
+    )
     mean = log_loss(test.labels.numpy(), probabilities)
-    assert result.mean_cross_entropy().mean == pytest.approx(mean, rel=1e-3)
+    assert result.interval("cross_entropy").mean == pytest.approx(mean, rel=1e-3)
 
 
 def test_l2_is_the_one_scikit_learn_would_pick_by_a_held_out_fifth(clusters):
@@ -58,18 +60,19 @@ def test_the_test_split_decides_nothing(clusters):
     wrong = replace(test, labels=test.labels.roll(1))
     first, second = (linear_probe(train, split, LinearProbeConfig()) for split in (test, wrong))
     assert first.settings == second.settings
-    assert first.accuracy().mean > second.accuracy().mean
+    assert first.interval("accuracy").mean > second.interval("accuracy").mean
 
 
 def test_the_fit_uses_the_held_out_part_as_well(clusters):
     """Without a second fit, images that were held out would not move the result."""
     train, test = clusters(40), clusters(30, seed=1)
     config = LinearProbeConfig(l2_grid=(0.1,))
-    before = linear_probe(train, test, config).cross_entropy
+    before = linear_probe(train, test, config).figures["cross_entropy"].values
     for image in range(40):
         cls = train.cls.clone()
         cls[image] += 1.0
-        assert not torch.equal(linear_probe(replace(train, cls=cls), test, config).cross_entropy, before)
+        after = linear_probe(replace(train, cls=cls), test, config).figures["cross_entropy"].values
+        assert not torch.equal(after, before)
 
 
 def test_the_end_of_the_grid_is_warned_of(clusters, caplog):

@@ -45,5 +45,6 @@ def knn(
             votes = weights.new_zeros(len(chunk), classes).scatter_add_(1, labels[:, :k], weights[:, :k])
             predicted[k].append(votes.argmax(1))
     return [
-        ProbeResult(f"kNN, k = {k}", torch.cat(predicted[k]) == test.labels, None, test.index) for k in usable
+        ProbeResult.of_classes(f"kNN, k = {k}", torch.cat(predicted[k]) == test.labels, None, test.index)
+        for k in usable
     ]

@@ -63,7 +63,7 @@ def linear_probe(train: ProbeFeatures, test: ProbeFeatures, config: LinearProbeC
 
     classifier = fit_logistic(inputs, labels, classes, l2=best_l2, start=best)
     test_inputs = _inputs(test, config)
-    return ProbeResult(
+    return ProbeResult.of_classes(
         probe=f"linear, {config.features.replace('cls', 'CLS').replace('_', ' ').replace('+', ' + ')}",
         correct=classifier(test_inputs).argmax(1) == test.labels,
         cross_entropy=_cross_entropy(classifier, test_inputs, test.labels),

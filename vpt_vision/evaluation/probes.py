@@ -10,7 +10,7 @@ from vpt_vision.data import SourceConfig, build_source
 from vpt_vision.evaluation.features import ProbeFeatures, extract
 from vpt_vision.evaluation.knn import knn
 from vpt_vision.evaluation.linear import LinearProbeConfig, linear_probe
-from vpt_vision.evaluation.result import Interval, ProbeResult
+from vpt_vision.evaluation.result import ProbeResult
 from vpt_vision.learner.backbone import Backbone
 from vpt_vision.schema import Config
 from vpt_vision.task import Renderer
@@ -74,22 +74,19 @@ def _run(
 
 
 def summary(results: list[ProbeResult]) -> dict[str, object]:
-    """What `--json` prints: `accuracy` (and `cross_entropy`, nats) of the first result, and all `results`.
+    """What `--json` prints: each figure of the first result by its name, and all `results`.
 
-    Each entry of `results` has its probe's name, test images, settings, and for each figure the mean with the
-    ends of its bootstrap 95 % interval.
+    Each entry of `results` has its probe's name, test images, settings, details, and for each figure its
+    value with the ends of its bootstrap 95 % interval.
     """
     entries = [_entry(result) for result in results]
-    figures = {name: entries[0][name] for name in entries[0] if name in ("accuracy", "cross_entropy")}
-    return {**figures, "results": entries}
+    return {**{name: entries[0][name] for name in results[0].figures}, "results": entries}
 
 
 def _entry(result: ProbeResult) -> dict[str, object]:
     entry: dict[str, object] = {"probe": result.probe, "test_images": len(result.index)}
-    entry.update(result.settings)
-    figures: dict[str, Interval] = {"accuracy": result.accuracy()}
-    if result.cross_entropy is not None:
-        figures["cross_entropy"] = result.mean_cross_entropy()
-    for name, interval in figures.items():
-        entry |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    entry |= {**result.settings, **result.details}
+    for name in result.figures:
+        figure = result.interval(name)
+        entry |= {name: figure.mean, f"{name}_low": figure.low, f"{name}_high": figure.high}
     return entry

@@ -83,7 +83,7 @@ def finding(reference: Arm, arm: Arm) -> str:
 
     It speaks of a change only where the paired interval leaves 0 out, and says that it speaks of one seed.
     """
-    difference = paired(reference.linear, arm.linear).cross_entropy
+    difference = paired(reference.linear, arm.linear).get("cross_entropy")
     if difference is None:
         raise ValueError("a finding needs linear probes with cross-entropy")
     images = f"over {len(arm.linear.index):,} test images of one seed"
@@ -113,9 +113,9 @@ def _arm_row(arm: Arm) -> list[str]:
     return [
         arm.name,
         f"{arm.steps:,}",
-        _number(arm.knn.accuracy(), scale=100, unit=" %"),
-        _number(arm.linear.accuracy(), scale=100, unit=" %"),
-        _number(arm.linear.mean_cross_entropy()),
+        _number(arm.knn.interval("accuracy"), scale=100, unit=" %"),
+        _number(arm.linear.interval("accuracy"), scale=100, unit=" %"),
+        _number(arm.linear.interval("cross_entropy")),
     ]
 
 
@@ -123,9 +123,9 @@ def _difference_row(reference: Arm, arm: Arm) -> list[str]:
     knn, linear = paired(reference.knn, arm.knn), paired(reference.linear, arm.linear)
     return [
         f"{arm.name} − {reference.name}",
-        _number(knn.accuracy, scale=100, signed=True),
-        _number(linear.accuracy, scale=100, signed=True),
-        _number(linear.cross_entropy, signed=True) if linear.cross_entropy else "",
+        _number(knn["accuracy"], scale=100, signed=True),
+        _number(linear["accuracy"], scale=100, signed=True),
+        _number(linear["cross_entropy"], signed=True),
     ]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt_vision.errors import UserError
@@ -14,11 +16,27 @@ from vpt_vision.errors import UserError
 _RESAMPLES = 4000
 _VALUES_AT_ONCE = 4_000_000  # resampled values held in memory at a time
 
+Floats: TypeAlias = NDArray[np.float64]
+
+
+class Kind(NamedTuple):
+    """What a figure of a name is."""
+
+    title: str
+    unit: str  # "%" for a share in [0, 1] that is told in per cent
+    higher_is_better: bool
+
+
+KINDS = {
+    "accuracy": Kind("accuracy", "%", True),
+    "cross_entropy": Kind("cross-entropy", "nats", False),
+}
+
 
 class Interval(NamedTuple):
-    """A mean and its bootstrap 95 % interval."""
+    """A figure and its bootstrap 95 % interval."""
 
-    mean: float
+    mean: float  # the figure over all test images
     low: float
     high: float
 
@@ -28,46 +46,89 @@ class Interval(NamedTuple):
         return self.low <= 0 <= self.high
 
 
+class Mean(NamedTuple):
+    """A figure that is the mean over images, such as accuracy or RMSE per image."""
+
+    values: Tensor  # [N] fp64
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def of(self, counts: Floats) -> Floats:
+        """The figure [R] of R samples in which image n occurs `counts` [R, N] times."""
+        return counts @ self.values.double().numpy() / counts.sum(1)
+
+
+class MeanRatio(NamedTuple):
+    """A figure that is a mean over classes of ratios of sums over images, such as mIoU.
+
+    A class whose denominator is 0 in a sample is left out of that sample's mean.
+    """
+
+    numerators: Tensor  # [N, C]
+    denominators: Tensor  # [N, C]
+
+    def __len__(self) -> int:
+        return len(self.numerators)
+
+    def of(self, counts: Floats) -> Floats:
+        """The figure [R] of R samples in which image n occurs `counts` [R, N] times."""
+        above, below = (counts @ part.double().numpy() for part in self)
+        present = below > 0
+        ratios = np.divide(above, below, out=np.zeros_like(above), where=present)
+        return ratios.sum(1) / np.maximum(present.sum(1), 1)
+
+
+PerImage: TypeAlias = Mean | MeanRatio
+
+
 @dataclass(frozen=True)
 class ProbeResult:
-    """One probe's outcome on each of N test images."""
+    """One probe's outcome: figures of N test images, kept image by image."""
 
     probe: str  # its name in tables, such as "kNN, k = 10"
-    correct: Tensor  # [N] bool: the predicted class is the label
-    cross_entropy: Tensor | None  # [N] fp64, nats: -log p(label); None where the probe gives no probabilities
+    figures: Mapping[str, PerImage]  # by name, such as "accuracy"; each of N images
     index: Tensor  # [N] int64: each test image's number in its source
-    settings: dict[str, float] = field(default_factory=dict)  # picked on the train split
+    settings: Mapping[str, float] = field(default_factory=dict)  # picked on the train split
+    details: Mapping[str, object] = field(default_factory=dict)  # further JSON-able facts, without intervals
+
+    @classmethod
+    def of_classes(
+        cls,
+        probe: str,
+        correct: Tensor,
+        cross_entropy: Tensor | None,
+        index: Tensor,
+        settings: Mapping[str, float] | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> ProbeResult:
+        """Result of a classifier: `accuracy`, and `cross_entropy` in nats where it gives probabilities.
+
+        Args:
+            probe: its name in tables.
+            correct: [N] bool, or the share of several classifiers that were right on each image.
+            cross_entropy: [N], -log p(label) in nats, or None.
+            index: [N] int64, each test image's number in its source.
+            settings: what was picked on the train split.
+            details: see the class.
+        """
+        figures = {"accuracy": Mean(correct.double())}
+        if cross_entropy is not None:
+            figures["cross_entropy"] = Mean(cross_entropy.double())
+        return cls(probe, figures, index, settings or {}, details or {})
 
     def __str__(self) -> str:
-        figures = ["accuracy {:.1%} [{:.1%}, {:.1%}]".format(*self.accuracy())]
-        if self.cross_entropy is not None:
-            figures.append("cross-entropy {:.3f} [{:.3f}, {:.3f}] nats".format(*self.mean_cross_entropy()))
         settings = "".join(f", {name} = {value:g}" for name, value in self.settings.items())
-        return f"{self.probe}{settings}: {', '.join(figures)} over {len(self.index):,} test images"
+        figures = ", ".join(_told(name, self.interval(name)) for name in self.figures)
+        return f"{self.probe}{settings}: {figures} over {len(self.index):,} test images"
 
-    def accuracy(self) -> Interval:
-        """Share of test images classified rightly."""
-        return bootstrap(self.correct)
-
-    def mean_cross_entropy(self) -> Interval:
-        """Mean cross-entropy in nats; raises `ValueError` for a probe without probabilities."""
-        return bootstrap(self._cross_entropy())
-
-    def _cross_entropy(self) -> Tensor:
-        if self.cross_entropy is None:
-            raise ValueError(f"{self.probe} gives no probabilities, so it has no cross-entropy")
-        return self.cross_entropy
+    def interval(self, figure: str) -> Interval:
+        """The figure of that name with its bootstrap interval."""
+        return bootstrap(self.figures[figure])
 
 
-class Difference(NamedTuple):
-    """Paired differences of two probes on the same test images, the second minus the first."""
-
-    accuracy: Interval
-    cross_entropy: Interval | None  # nats; below 0 the second is better
-
-
-def paired(first: ProbeResult, second: ProbeResult) -> Difference:
-    """Differences `second` - `first` over the same test images, with paired bootstrap intervals.
+def paired(first: ProbeResult, second: ProbeResult) -> dict[str, Interval]:
+    """Differences `second` - `first` of the figures that both have, with paired bootstrap intervals.
 
     An image's difficulty, which both probes share, cancels within each pair, so the interval is
     narrower than the two separate ones suggest. It covers the choice of test images alone: what another
@@ -78,28 +139,46 @@ def paired(first: ProbeResult, second: ProbeResult) -> Difference:
             f"Probes of {len(first.index)} and {len(second.index)} test images cannot be paired: they must "
             "have read the same images in the same order, so evaluate both on one test split."
         )
-    both = first.cross_entropy is not None and second.cross_entropy is not None
-    return Difference(
-        accuracy=bootstrap(second.correct.double() - first.correct.double()),
-        cross_entropy=bootstrap(second._cross_entropy() - first._cross_entropy()) if both else None,
-    )
+    return {
+        name: bootstrap(second.figures[name], minus=figure)
+        for name, figure in first.figures.items()
+        if name in second.figures
+    }
 
 
-def bootstrap(values: Tensor, *, resamples: int = _RESAMPLES, level: float = 0.95) -> Interval:
-    """Mean of `values` [N] with its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+def bootstrap(
+    figure: PerImage,
+    *,
+    minus: PerImage | None = None,
+    resamples: int = _RESAMPLES,
+    level: float = 0.95,
+) -> Interval:
+    """A figure with its percentile bootstrap interval over images (Efron & Tibshirani 1993, chapter 13).
 
-    The draws are the same at every call, so a report repeats itself. Raises `ValueError` for no values.
+    With `minus`, the difference of the two figures, both taken of the same resampled images. The draws
+    are the same at every call, so a report repeats itself. Raises `ValueError` for no images.
     """
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"values must be a non-empty vector, not of shape {tuple(values.shape)}")
-    sample = values.double().numpy()
+    images = len(figure)
+    if images == 0 or (minus is not None and len(minus) != images):
+        raise ValueError("a bootstrap needs at least one image, and the same images on both sides")
+
+    def of(counts: Floats) -> Floats:
+        return figure.of(counts) - (minus.of(counts) if minus is not None else 0.0)
+
     generator = np.random.default_rng(0)
-    rows = max(1, _VALUES_AT_ONCE // len(sample))
-    means = np.concatenate(
-        [
-            sample[generator.integers(len(sample), size=(min(rows, resamples - start), len(sample)))].mean(1)
-            for start in range(0, resamples, rows)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sample.mean()), float(low), float(high))
+    rows = max(1, _VALUES_AT_ONCE // images)
+    drawn = []
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        flat = generator.integers(images, size=(size, images)) + images * np.arange(size)[:, None]
+        counts = np.bincount(flat.ravel(), minlength=size * images).reshape(size, images)
+        drawn.append(of(counts.astype(np.float64)))
+    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(of(np.ones((1, images)))[0]), float(low), float(high))
+
+
+def _told(name: str, interval: Interval) -> str:
+    kind = KINDS[name]
+    if kind.unit == "%":
+        return "{} {:.1%} [{:.1%}, {:.1%}]".format(kind.title, *interval)
+    return "{} {:.3f} [{:.3f}, {:.3f}] {}".format(kind.title, *interval, kind.unit).rstrip()
