@@ -25,6 +25,7 @@ setup(
         "fsspec",
         "einops",
         "numpy",
+        "scipy",
         "pillow",
         "simplejpeg",
         "pydantic>=2",
