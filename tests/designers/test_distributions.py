@@ -31,7 +31,7 @@ def test_kumaraswamy_density_integrates_to_the_inverse_cdf(log_a: float, log_b: 
     law = kumaraswamy(log_a, log_b)
 
     def density(x: float) -> float:
-        return math.exp(law.log_prob(torch.tensor(x, dtype=torch.float64)).item())
+        return math.exp(law.log_prob(torch.tensor(x, dtype=torch.float64).log()).item())
 
     middle = law.inverse_cdf(torch.tensor(0.5, dtype=torch.float64)).item()
     assert quad(density, 0, middle, limit=200)[0] == pytest.approx(0.5, abs=1e-6)
@@ -45,14 +45,14 @@ def test_kumaraswamy_density_is_the_slope_of_its_inverse(log_a: float, log_b: fl
     u = (0.98 * uniforms(64)).requires_grad_()  # 1 - x loses its digits as u nears 1
     x = law.inverse_cdf(u)
     (slope,) = torch.autograd.grad(x.sum(), u)
-    torch.testing.assert_close(law.log_prob(x), -slope.log(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(law.log_prob(x.log()), -slope.log(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("log_a", "log_b"), [(0.7, -0.4), (-1.2, 0.9), (1.5, 1.5), (-0.5, -0.5)])
 def test_kumaraswamy_kl_and_mean_against_monte_carlo(log_a: float, log_b: float) -> None:
     law = kumaraswamy(log_a, log_b)
     x = law.inverse_cdf(uniforms(400_000))
-    log_density = law.log_prob(x)
+    log_density = law.log_prob(x.log())
     error = 5 * log_density.std() / math.sqrt(len(x))
     assert law.kl_to_uniform().item() == pytest.approx(log_density.mean().item(), abs=error.item())
     assert law.mean().item() == pytest.approx(x.mean().item(), abs=5 * x.std().item() / math.sqrt(len(x)))
@@ -159,3 +159,26 @@ def test_grid_stays_in_the_square_for_extreme_logits() -> None:
     row, column = GridPosition(logits).inverse_cdf(u, u.flip(0))
     assert torch.stack([row, column]).isfinite().all()
     assert ((row >= 0) & (row <= 1) & (column >= 0) & (column <= 1)).all()
+
+
+@pytest.mark.parametrize("log_a", [-3.0, 0.0, 3.0])
+@pytest.mark.parametrize("log_b", [-3.0, 0.0, 3.0])
+def test_kumaraswamy_density_of_the_extreme_uniforms(log_a: float, log_b: float) -> None:
+    """Against arithmetic of 200 digits; there x itself is 1 in any float."""
+    from mpmath import exp, log, mp, mpf
+
+    mp.dps = 200
+    parameters = torch.tensor([log_a, log_b], requires_grad=True)
+    law = Kumaraswamy(*parameters)
+    for u in (2.0**-24, 0.3, 1 - 2.0**-24):
+        a, b = exp(mpf(log_a)), exp(mpf(log_b))
+        x = (1 - (1 - mpf(u)) ** (1 / b)) ** (1 / a)
+        expected = log(a) + log(b) + (a - 1) * log(x) + (b - 1) * log(1 - x**a)
+        log_x = law.log_inverse_cdf(torch.tensor(u)).detach()
+        assert log_x.item() == pytest.approx(float(log(x)), rel=1e-6)
+        found = law.log_prob(log_x)
+        assert found.item() == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
+        gradient = torch.autograd.grad(found, parameters)[0]
+        in_a = 1 + a * log(x) - (b - 1) * x**a * a * log(x) / (1 - x**a)
+        in_b = 1 + b * log(1 - x**a)
+        assert gradient.tolist() == pytest.approx([float(in_a), float(in_b)], rel=1e-4, abs=1e-4)

@@ -50,24 +50,38 @@ class CropLaw:
 
     def draw(self, keys: Keys, bend: CropBend, height: int, width: int) -> Tensor:
         """Draw boxes [V, B, 4] (top, left, height, width), fp32, in an image of `height` x `width` pixels."""
-        area = bend.area[:, None].inverse_cdf(draw(keys, Stream.AREA, self.kind, ATTEMPTS))
-        aspect = bend.aspect[:, None].inverse_cdf(draw(keys, Stream.ASPECT, self.kind, ATTEMPTS))
-        heights, widths = self._sides(area, aspect, height, width)  # [V, B, ATTEMPTS]
-
-        fits = (heights <= height) & (widths <= width)
-        first = fits.int().argmax(-1, keepdim=True)  # the first of equal maxima
-        any_fits = fits.any(-1)
+        tall, wide = self._attempts(keys, bend, height, width)
+        first, any_fits = _first_fitting(tall, wide, height, width)
         central_height, central_width = self._central_sides(height, width)
-        box_height = torch.where(any_fits, heights.gather(-1, first).squeeze(-1), central_height)
-        box_width = torch.where(any_fits, widths.gather(-1, first).squeeze(-1), central_width)
+        box_height = torch.where(any_fits, tall.gather(-1, first).squeeze(-1), central_height)
+        box_width = torch.where(any_fits, wide.gather(-1, first).squeeze(-1), central_width)
 
-        u_row = draw(keys, Stream.ROW, self.kind).squeeze(-1)
-        u_column = draw(keys, Stream.COLUMN, self.kind).squeeze(-1)
-        position = GridPosition(bend.field.expand(self.kind.views, *bend.field.shape))
-        row, column = position.inverse_cdf(u_row, u_column)
+        row, column = self._position(bend).inverse_cdf(*self._place_uniforms(keys))
         top = torch.where(any_fits, row, 0.5) * (height - box_height)
         left = torch.where(any_fits, column, 0.5) * (width - box_width)
         return torch.stack([top, left, box_height, box_width], dim=-1)
+
+    def log_prob(self, keys: Keys, bend: CropBend, height: int, width: int) -> Tensor:
+        """Log density [B] of what `draw` drew with the same arguments, relative to the recipe's uniform law.
+
+        It is that of all that was drawn for a view: area and aspect of every attempt up to the one that
+        was taken (of all of them where none fits), and then the position. Differentiable in the bend, what
+        was drawn being held. The score of this density has the expectation that the box's own has.
+        """
+        with torch.no_grad():
+            first, any_fits = _first_fitting(*self._attempts(keys, bend, height, width), height, width)
+            last = torch.where(any_fits[..., None], first, ATTEMPTS - 1)
+            heeded = torch.arange(ATTEMPTS, device=last.device) <= last  # [V, B, ATTEMPTS]
+            row, column = self._position(bend).inverse_cdf(*self._place_uniforms(keys))
+        drawn = self._position(bend).log_prob(row, column) * any_fits
+        for law, stream in ((bend.area, Stream.AREA), (bend.aspect, Stream.ASPECT)):
+            log_x = law[:, None].log_inverse_cdf(draw(keys, stream, self.kind, ATTEMPTS)).detach()
+            drawn = drawn + (law[:, None].log_prob(log_x) * heeded).sum(-1)
+        return drawn.sum(0).float()
+
+    def entropy(self, bend: CropBend) -> Tensor:
+        """Entropy [B] in nats less the recipe's: minus `kl`, for what the recipe draws is uniform."""
+        return -self.kl(bend)
 
     def kl(self, bend: CropBend) -> Tensor:
         """KL [B] to the recipe of one attempt's area and aspect and of the position, over all views.
@@ -87,6 +101,19 @@ class CropLaw:
             "position_spread": bend.field.flatten(1).std(-1, correction=0).mean(),
         }
 
+    def _attempts(self, keys: Keys, bend: CropBend, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Heights and widths in pixels of the boxes that are tried, each [V, B, ATTEMPTS]."""
+        area = bend.area[:, None].inverse_cdf(draw(keys, Stream.AREA, self.kind, ATTEMPTS))
+        aspect = bend.aspect[:, None].inverse_cdf(draw(keys, Stream.ASPECT, self.kind, ATTEMPTS))
+        return self._sides(area, aspect, height, width)
+
+    def _place_uniforms(self, keys: Keys) -> tuple[Tensor, Tensor]:
+        row, column = (draw(keys, stream, self.kind).squeeze(-1) for stream in (Stream.ROW, Stream.COLUMN))
+        return row, column
+
+    def _position(self, bend: CropBend) -> GridPosition:
+        return GridPosition(bend.field.expand(self.kind.views, *bend.field.shape))
+
     def _sides(self, area: Tensor, aspect: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Box heights and widths in pixels of shares in [0, 1] of the ranges of area and log aspect."""
         low, high = self.kind.scale
@@ -98,3 +125,9 @@ class CropLaw:
     def _central_sides(self, height: int, width: int) -> tuple[float, float]:
         narrowest, widest = self.ratio
         return min(height, width / narrowest), min(width, height * widest)
+
+
+def _first_fitting(tall: Tensor, wide: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Find which of the boxes tried [V, B, ATTEMPTS] fits first, [V, B, 1], and whether any does, [V, B]."""
+    fits = (tall <= height) & (wide <= width)
+    return fits.int().argmax(-1, keepdim=True), fits.any(-1)  # the first of equal maxima

@@ -39,12 +39,16 @@ class Kumaraswamy:
         inner = -torch.expm1(torch.log1p(-u) * torch.exp(-self.log_b))
         return inner ** torch.exp(-self.log_a)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return log(a b x^(a-1) (1-x^a)^(b-1)) at `x` in (0, 1)."""
-        a, b = self.log_a.exp(), self.log_b.exp()
-        log_x = x.log()
-        log_rest = torch.log(-torch.expm1(a * log_x))  # log(1 - x^a)
-        return self.log_a + self.log_b + (a - 1) * log_x + (b - 1) * log_rest
+    def log_inverse_cdf(self, u: Tensor) -> Tensor:
+        """Return log x of x = `inverse_cdf(u)` in fp64, exact where x itself would round to 1."""
+        log_rest = torch.log1p(-u.double()) * torch.exp(-self.log_b.double())  # log(1 - x^a)
+        return _log_one_minus_exp(log_rest) * torch.exp(-self.log_a.double())
+
+    def log_prob(self, log_x: Tensor) -> Tensor:
+        """Return log(a b x^(a-1) (1-x^a)^(b-1)) at x in (0, 1), given as `log_x`, in its dtype."""
+        log_a, log_b = self.log_a.to(log_x.dtype), self.log_b.to(log_x.dtype)
+        a, b = log_a.exp(), log_b.exp()
+        return log_a + log_b + (a - 1) * log_x + (b - 1) * _log_one_minus_exp(a * log_x)
 
     def kl_to_uniform(self) -> Tensor:
         """Return KL = log(ab) - (1 - 1/a) H_b - (1 - 1/b), H_b = ψ(b+1) + γ the harmonic number.
@@ -62,6 +66,14 @@ class Kumaraswamy:
 
 
 _EULER_GAMMA = 0.5772156649015329
+
+
+def _log_one_minus_exp(y: Tensor) -> Tensor:
+    """Log(1 - e^y) of y < 0, to the last digits at both ends, with finite gradients."""
+    near = y > -math.log(2)
+    of_near = torch.log(-torch.expm1(y.where(near, -1.0)))
+    of_far = torch.log1p(-torch.exp(y.where(~near, -1.0)))
+    return torch.where(near, of_near, of_far)
 
 
 @dataclass(frozen=True)
@@ -98,8 +110,19 @@ class OffsetBernoulli:
         kl = p * self.offset + functional.logsigmoid(-moved) - functional.logsigmoid(-recipe)
         return torch.where(open_event, kl, 0.0)
 
+    def entropy_gain(self) -> Tensor:
+        """Return the moved law's entropy less the recipe's, in nats; 0 where the recipe is certain."""
+        open_event = (self.probability > 0) & (self.probability < 1)
+        recipe = torch.where(open_event, self._logit(), 0.0)
+        gain = _bernoulli_entropy(recipe + self.offset) - _bernoulli_entropy(recipe)
+        return torch.where(open_event, gain, 0.0)
+
     def _logit(self) -> Tensor:
         return torch.logit(self.probability)
+
+
+def _bernoulli_entropy(logit: Tensor) -> Tensor:
+    return functional.softplus(logit) - logit * torch.sigmoid(logit)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vpt_kernels import block_masks, sample_masks
+from vpt_kernels import MaskSample, block_masks, plackett_luce_log_prob, sample_masks
 from vpt_vision.designers.distributions import kl_to_equal
 from vpt_vision.designers.field import sample_field
 from vpt_vision.designers.recipe import MasksConfig, ViewKind
@@ -57,28 +57,39 @@ class MaskLaw:
         With a bend, patches are drawn one by one without replacement (Gumbel top-k); where gradients
         are being recorded, the relaxed mask carries the field's.
         """
-        seed, step, device = keys.seed, keys.step, views.boxes.device
         counts = self.counts(keys)
-        total, rows = int(counts.sum()), counts.numel()
-        # One key a view, so that two views of one image are masked differently.
-        sample = keys.samples * self.kind.views + torch.arange(self.kind.views)[:, None]
-        sample = sample.flatten().to(device, non_blocking=True)
-        flat_counts = counts.flatten().to(device, non_blocking=True)
         shape = (*counts.shape, self.side**2)
-
         if self.config.kind == "block":
-            grid = (self.side, self.side)
-            packed = block_masks(flat_counts, grid, total=total, seed=seed, step=step, sample=sample)
+            packed = block_masks(
+                self._flat(counts, views),
+                (self.side, self.side),
+                total=int(counts.sum()),
+                seed=keys.seed,
+                step=keys.step,
+                sample=self._rows(keys, views),
+            )
             return Masks(packed.hidden.view(shape), packed.indices, packed.weights)
-        if bend is None:
-            logits = torch.zeros(rows, self.side**2, device=device)
-        else:
-            logits = self._logits(bend.field, views, height, width).reshape(rows, -1)
-        drawn = sample_masks(logits, flat_counts, total=total, seed=seed, step=step, sample=sample)
+        logits, drawn = self._one_by_one(keys, bend, counts, views, height, width)
         relaxed = None
         if bend is not None and logits.requires_grad:
-            relaxed = _relax(drawn.hidden, drawn.perturbed, flat_counts, bend.temperature).view(shape)
+            flat = self._flat(counts, views)
+            relaxed = _relax(drawn.hidden, drawn.perturbed, flat, bend.temperature).view(shape)
         return Masks(drawn.hidden.view(shape), drawn.indices, drawn.weights, relaxed)
+
+    def log_prob(self, keys: Keys, bend: MaskBend, views: Views, height: int, width: int) -> Tensor:
+        """Log-probability [B] of hiding what `draw` hid with the same arguments, in the order it did.
+
+        Plackett and Luce's: each patch is drawn from those left, in proportion to exp(logit). Differentiable
+        in the bend, what was drawn being held.
+        """
+        counts = self.counts(keys)
+        logits, drawn = self._one_by_one(keys, bend, counts, views, height, width)
+        flat = self._flat(counts, views)
+        return plackett_luce_log_prob(logits, drawn.perturbed, flat).view(counts.shape).sum(0)
+
+    def entropy(self, bend: MaskBend) -> Tensor:
+        """Entropy [B] in nats less the recipe's, of the same stand-in as `kl`: minus that."""
+        return -self.kl(bend)
 
     def kl(self, bend: MaskBend) -> Tensor:
         """KL [B] to the recipe of the first patch drawn from the whole image: softmax(field) to equal shares.
@@ -91,6 +102,32 @@ class MaskLaw:
     def describe(self, bend: MaskBend) -> dict[str, Tensor]:
         """Batch mean of the spread of the field, in logits."""
         return {"spread": bend.field.flatten(1).std(-1, correction=0).mean()}
+
+    def _rows(self, keys: Keys, views: Views) -> Tensor:
+        """One key a view, so that two views of one image are masked differently: [G·B] on their device."""
+        sample = keys.samples * self.kind.views + torch.arange(self.kind.views)[:, None]
+        return sample.flatten().to(views.boxes.device, non_blocking=True)
+
+    def _flat(self, counts: Tensor, views: Views) -> Tensor:
+        return counts.flatten().to(views.boxes.device, non_blocking=True)
+
+    def _one_by_one(
+        self, keys: Keys, bend: MaskBend | None, counts: Tensor, views: Views, height: int, width: int
+    ) -> tuple[Tensor, MaskSample]:
+        """Draw `counts` [G, B] patches without replacement; return their logits [G·B, N] as well."""
+        if bend is None:
+            logits = torch.zeros(counts.numel(), self.side**2, device=views.boxes.device)
+        else:
+            logits = self._logits(bend.field, views, height, width).flatten(0, 1).flatten(1)
+        drawn = sample_masks(
+            logits,
+            self._flat(counts, views),
+            total=int(counts.sum()),
+            seed=keys.seed,
+            step=keys.step,
+            sample=self._rows(keys, views),
+        )
+        return logits, drawn
 
     def _logits(self, field: Tensor, views: Views, height: int, width: int) -> Tensor:
         """Logits [G, B, side, side]: the field at the place in the image that each patch's centre shows."""

@@ -86,6 +86,26 @@ class PhotometricLaw(nn.Module):
         )
         return Drawn(flip, photometrics)
 
+    def log_prob(self, keys: Keys, bend: PhotometricBend) -> Tensor:
+        """Log density [B] of what `draw` drew with the same arguments.
+
+        Strengths, relative to their uniform law, count where they are applied. Differentiable in the bend,
+        what was drawn being held.
+        """
+        law = self._events(bend)
+        events = law.inverse_cdf(draw_each(keys, EVENTS, self.kind))
+        _, jitter, _, blur, _ = events
+        applied = torch.stack([jitter, jitter, jitter, jitter, blur])
+        strengths = bend.strengths[:, None]
+        log_x = strengths.log_inverse_cdf(draw_each(keys, STRENGTHS, self.kind)).detach()
+        of_strengths = (strengths.log_prob(log_x) * applied).sum((0, 1))
+        return of_strengths.float() + law.log_prob(events).sum((0, 1))
+
+    def entropy(self, bend: PhotometricBend) -> Tensor:
+        """Entropy [B] in nats less the recipe's, over all quantities and views."""
+        strengths = self.kind.views * bend.strengths.kl_to_uniform().sum(0)
+        return self._events(bend).entropy_gain().sum((0, 1)) - strengths
+
     def kl(self, bend: PhotometricBend) -> Tensor:
         """KL [B] to the recipe, over all quantities and views."""
         strengths = self.kind.views * bend.strengths.kl_to_uniform().sum(0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +55,37 @@ class Policy:
         masks = self.laws.masks.draw(keys, self.mask_bend, global_views, self.height, self.width)
         return Task(global_views, local_views, masks)
 
-    def kl(self) -> dict[str, Tensor]:
+    def kl(self) -> dict[Surface, Tensor]:
         """KL [B] in nats of each controlled surface's law to the recipe's; each law says what it counts."""
-        kl: dict[str, Tensor] = {}
+        return self._each(lambda law, bend: law.kl(bend))
+
+    def entropy(self) -> dict[Surface, Tensor]:
+        """Entropy [B] in nats of each controlled surface's law less the recipe's: 0 where nothing is bent.
+
+        At or below 0 but where the recipe has rare or frequent events that a bend makes more even. Each law
+        says what it counts.
+        """
+        return self._each(lambda law, bend: law.entropy(bend))
+
+    def log_prob(self, task: Task, keys: Keys) -> dict[Surface, Tensor]:
+        """Log density [B] of each controlled surface's part of `task`, which `sample(keys)` drew.
+
+        What was drawn is made anew from the keys and held; the gradient goes to the bends: the score of
+        each image's draws. Each law says what its density is of.
+        """
+        log_prob: dict[Surface, Tensor] = {}
+        there = keys._replace(samples=keys.samples.to(self.device, non_blocking=True))
+        size = (self.height, self.width)
         kinds = self._kinds()
         if "crops" in self.surfaces:
-            each = [law.crops.kl(bend.crops) for law, bend in kinds]
-            kl["crops"] = torch.stack(each).sum(0)
+            each = [law.crops.log_prob(there, bend.crops, *size) for law, bend in kinds]
+            log_prob["crops"] = torch.stack(each).sum(0)
         if "photometrics" in self.surfaces:
-            each = [law.photometrics.kl(bend.photometrics) for law, bend in kinds]
-            kl["photometrics"] = torch.stack(each).sum(0)
+            each = [law.photometrics.log_prob(there, bend.photometrics) for law, bend in kinds]
+            log_prob["photometrics"] = torch.stack(each).sum(0)
         if self.mask_bend is not None:
-            kl["masks"] = self.laws.masks.kl(self.mask_bend)
-        return kl
+            log_prob["masks"] = self.laws.masks.log_prob(keys, self.mask_bend, task.global_views, *size)
+        return log_prob
 
     def describe(self) -> dict[str, Tensor]:
         """Scalars to log, each a mean over the batch, such as `global/scale` and `local/blur_p`."""
@@ -82,6 +101,19 @@ class Policy:
             described = self.laws.masks.describe(self.mask_bend)
             scalars |= {f"masks/{name}": value for name, value in described.items()}
         return scalars
+
+    def _each(self, ask: Callable[[Any, Any], Tensor]) -> dict[Surface, Tensor]:
+        """Ask the law of each controlled surface about its bend; answers are summed over kinds of views."""
+        answers: dict[Surface, Tensor] = {}
+        kinds = self._kinds()
+        if "crops" in self.surfaces:
+            answers["crops"] = torch.stack([ask(law.crops, bend.crops) for law, bend in kinds]).sum(0)
+        if "photometrics" in self.surfaces:
+            each = [ask(law.photometrics, bend.photometrics) for law, bend in kinds]
+            answers["photometrics"] = torch.stack(each).sum(0)
+        if self.mask_bend is not None:
+            answers["masks"] = ask(self.laws.masks, self.mask_bend)
+        return answers
 
     def _kinds(self) -> list[tuple[ViewLaw, ViewBend]]:
         """Pair each kind of view that the recipe has with its bend."""
