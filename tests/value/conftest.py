@@ -90,6 +90,17 @@ def make_setting(images: Tensor) -> Callable[..., Setting]:
 
 
 @pytest.fixture
+def pixels() -> Callable[[Setting, Task], RenderedViews]:
+    """Render a task so that nothing leads through the pixels back to the designer."""
+
+    @torch.no_grad()
+    def render(setting: Setting, task: Task) -> RenderedViews:
+        return setting.renderer(setting.images, task)
+
+    return render
+
+
+@pytest.fixture
 def direction() -> Callable[..., dict[str, Tensor]]:
     """Return a maker of random u for a learner."""
 

@@ -15,7 +15,7 @@ def ssl_terms(setting, task, views=None):
 
 @pytest.mark.parametrize("settings", [{}, {"centring": "ema", "gram_weight": 1.0}])
 def test_value_is_the_fall_of_downstream_loss_along_the_step(
-    make_learner, make_designer, make_setting, images, keys, settings
+    make_learner, make_designer, make_setting, pixels, images, keys, settings
 ):
     """Sign and size: take the step θ_S - lr ∇L_k by .backward(), and watch L_down fall by lr V_k."""
     learner = make_learner(**settings).double()
@@ -32,7 +32,7 @@ def test_value_is_the_fall_of_downstream_loss_along_the_step(
     reference = copy.deepcopy(learner.student.backbone)
     downstream(reference).backward()
     u = {name: parameter.grad for name, parameter in reference.tail_parameters(2).items()}
-    values = exact_value(setting, task, u)
+    values = exact_value(setting, task, pixels(setting, task), u)
     assert set(values) == set(learner.config.weights)
 
     for term, value in values.items():
@@ -54,7 +54,7 @@ def test_value_is_the_fall_of_downstream_loss_along_the_step(
 
 
 def test_gradient_follows_the_relaxed_masks(
-    make_learner, make_setting, make_designer, direction, images, keys
+    make_learner, make_setting, pixels, make_designer, direction, images, keys
 ):
     """Against central differences in single entries of the relaxed mask, in fp64."""
     learner = make_learner(shared=True).double()
@@ -62,9 +62,10 @@ def test_gradient_follows_the_relaxed_masks(
     u = {name: value.double() for name, value in direction(learner).items()}
     with torch.no_grad():
         task = make_designer()(images, keys)
+    views = pixels(setting, task)
 
     def value(relaxed):
-        return exact_value(setting, replace(task, masks=replace(task.masks, relaxed=relaxed)), u)
+        return exact_value(setting, replace(task, masks=replace(task.masks, relaxed=relaxed)), views, u)
 
     relaxed = task.masks.hidden.double().requires_grad_()
     slopes = {

@@ -16,14 +16,14 @@ CASES = [
 
 @pytest.mark.parametrize(("settings", "tail_blocks"), CASES)
 def test_agrees_with_the_exact_value_and_gradient(
-    make_learner, make_designer, make_setting, direction, images, keys, settings, tail_blocks
+    make_learner, make_designer, make_setting, pixels, direction, images, keys, settings, tail_blocks
 ):
     learner = make_learner(**settings)
     setting, u = make_setting(learner, tail_blocks), direction(learner, tail_blocks)
     designer = make_designer()
     task = designer(images, keys)
-    exact = exact_value(setting, task, u)
-    close = finite_difference_value(setting, task, u, rho=1e-3)
+    exact = exact_value(setting, task, pixels(setting, task), u)
+    close = finite_difference_value(setting, task, pixels(setting, task), u, rho=1e-3)
     for term, value in exact.items():
         assert close[term].item() == pytest.approx(value.item(), rel=0.03, abs=1e-3)
 
@@ -40,36 +40,40 @@ def test_agrees_with_the_exact_value_and_gradient(
 
 
 def test_relaxed_masks_have_the_value_of_the_masks(
-    make_learner, make_designer, make_setting, direction, images, keys
+    make_learner, make_designer, make_setting, pixels, direction, images, keys
 ):
     learner = make_learner()
     setting, u = make_setting(learner), direction(learner)
     task = make_designer()(images, keys)
     assert task.masks.relaxed is not None
-    dense = finite_difference_value(setting, task, u, rho=1e-3)
-    packed = finite_difference_value(setting, task.detach(), u, rho=1e-3)
+    dense = finite_difference_value(setting, task, pixels(setting, task), u, rho=1e-3)
+    packed = finite_difference_value(setting, task.detach(), pixels(setting, task), u, rho=1e-3)
     for term, value in dense.items():
         torch.testing.assert_close(value, packed[term], rtol=5e-3, atol=5e-3)
 
 
 def test_value_does_not_depend_on_the_scale_of_the_step(
-    make_learner, make_designer, make_setting, direction, images, keys
+    make_learner, make_designer, make_setting, pixels, direction, images, keys
 ):
     """ε shrinks as u grows: V is linear in u, and 0 without one."""
     learner = make_learner()
     setting, u = make_setting(learner), direction(learner)
     with torch.no_grad():
         task = make_designer()(images, keys)
-        once = finite_difference_value(setting, task, u, rho=1e-3)
-        thrice = finite_difference_value(setting, task, {k: 3 * v for k, v in u.items()}, rho=1e-3)
-        none = finite_difference_value(setting, task, {k: 0 * v for k, v in u.items()}, rho=1e-3)
+        once = finite_difference_value(setting, task, pixels(setting, task), u, rho=1e-3)
+        thrice = finite_difference_value(
+            setting, task, pixels(setting, task), {k: 3 * v for k, v in u.items()}, rho=1e-3
+        )
+        none = finite_difference_value(
+            setting, task, pixels(setting, task), {k: 0 * v for k, v in u.items()}, rho=1e-3
+        )
     for term in once:
         torch.testing.assert_close(thrice[term], 3 * once[term], rtol=1e-2, atol=1e-2)
         assert none[term] == 0
 
 
 def test_the_trunk_runs_once_and_the_tail_twice(
-    make_learner, make_designer, make_setting, direction, images, keys
+    make_learner, make_designer, make_setting, pixels, direction, images, keys
 ):
     learner: Learner = make_learner()
     calls = [0] * learner.student.backbone.depth
@@ -84,12 +88,13 @@ def test_the_trunk_runs_once_and_the_tail_twice(
         block.register_forward_hook(count(number))
     with torch.no_grad():
         task = make_designer()(images, keys)
-        finite_difference_value(make_setting(learner), task, direction(learner), rho=1e-3)
+        setting = make_setting(learner)
+        finite_difference_value(setting, task, pixels(setting, task), direction(learner), rho=1e-3)
     assert calls == [2, 2, 4, 4]  # global and local views are one call each
 
 
 def test_the_learner_is_left_as_it_was(
-    make_learner, make_designer, make_setting, direction, images, keys, snapshot, assert_same
+    make_learner, make_designer, make_setting, pixels, direction, images, keys, snapshot, assert_same
 ):
     learner = make_learner(centring="ema")
     for number, parameter in enumerate(learner.parameters()):
@@ -98,7 +103,8 @@ def test_the_learner_is_left_as_it_was(
     before, random = snapshot(learner), torch.get_rng_state()
     task = designer(images, keys)
     for estimate in (exact_value, lambda *args: finite_difference_value(*args, rho=1e-3)):
-        values = estimate(make_setting(learner), task, direction(learner))
+        setting = make_setting(learner)
+        values = estimate(setting, task, pixels(setting, task), direction(learner))
         torch.autograd.grad(sum(values.values()), task.masks.relaxed)
     assert_same(before, snapshot(learner))
     assert torch.equal(random, torch.get_rng_state())

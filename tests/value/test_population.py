@@ -102,7 +102,7 @@ def test_crops_move_along_a_smooth_function_of_their_boxes(make_designer, images
 
 
 def test_every_candidate_is_a_group_of_its_own(
-    make_learner, make_designer, make_setting, direction, images, keys, snapshot, assert_same
+    make_learner, make_designer, make_setting, pixels, direction, images, keys, snapshot, assert_same
 ):
     """The search's gradient is made of values of whole batches under one policy each."""
     learner, designer = make_learner(), make_designer(apart=0.0, surfaces=["crops", "photometrics"])
@@ -112,7 +112,7 @@ def test_every_candidate_is_a_group_of_its_own(
 
     def objective(task):
         assert task.global_views.boxes.shape[1] == len(images)
-        scores.append(finite_difference_value(setting, task, u, rho=1e-3)["dino"])
+        scores.append(finite_difference_value(setting, task, pixels(setting, task), u, rho=1e-3)["dino"])
         return scores[-1]
 
     found = population_gradient(designer, images, keys, objective, pairs=1, sigma=0.2)

@@ -112,8 +112,8 @@ def test_the_designer_of_crops_climbs(make_step, images, keys):
     def areas(learning_rate):
         settings = {"surfaces": ["crops"], "kl_weight": 0.0, "learning_rate": learning_rate}
         step = make_step(designer=settings, normalise="none", pairs=2)
-        step._values = lambda setting, task, u: {
-            "dino": task.global_views.boxes[..., 2:].prod(-1).mean() / 1600
+        step._values = lambda setting, refined, u: {
+            "dino": refined.task.global_views.boxes[..., 2:].prod(-1).mean() / 1600
         }
         return torch.stack([report["value"] for report in run(step, images, keys, 8)])
 

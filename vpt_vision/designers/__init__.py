@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vpt_vision.designers.designer import Designer
+from vpt_vision.designers.designer import Designer, Observed, Refined
 from vpt_vision.designers.fixed import FixedDesigner, FixedDesignerConfig
 from vpt_vision.designers.learned import LearnedDesigner, LearnedDesignerConfig
 from vpt_vision.designers.policy import Policy
@@ -37,8 +37,10 @@ __all__ = [
     "LearnedDesigner",
     "LearnedDesignerConfig",
     "MasksConfig",
+    "Observed",
     "PhotometricsConfig",
     "Policy",
     "RecipeConfig",
+    "Refined",
     "build_designer",
 ]

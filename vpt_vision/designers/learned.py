@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -65,6 +65,8 @@ class LearnedDesigner(Designer):
     that zero logits stand for.
     """
 
+    learns_from: ClassVar = "value"
+
     def __init__(self, config: LearnedDesignerConfig, recipe: RecipeConfig, patch_size: int) -> None:
         super().__init__()
         if "masks" in config.surfaces and recipe.masks.kind != "random":
@@ -110,6 +112,15 @@ class LearnedDesigner(Designer):
         """Return weights and biases of the last layers of crops and photometrics; masks have a gradient."""
         prefixes = tuple(f"heads.{head}." for head in _SEARCHED)
         return {name: value for name, value in self.named_parameters() if name.startswith(prefixes)}
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Return AdamW over all parameters."""
+        return torch.optim.AdamW(
+            self.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=True,  # honours `found_inf`
+        )
 
     def _crops(self, pooled: Tensor, features: Tensor) -> list[CropBend]:
         """One bend for global and one for local views."""

@@ -86,10 +86,12 @@ class Trainer:
         images = batch.images.to(self.device, non_blocking=True)
         torch.manual_seed((config.seed << 32) + step)  # stochastic depth draws from the global generator
 
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             task = self.designer(images, keys)
-            views = self.renderer(images, task)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            task, views, _ = self.designer.refine(
+                task, self.renderer(images, task), keys, self.learner, scheduled.teacher_temperature
+            )
+        with self._autocast():
             losses = self.learner(views, task.masks, scheduled.teacher_temperature)
         report = self.optimiser.step(losses.total, scheduled)
         self.learner.update_teacher(scheduled.momentum)
@@ -175,13 +177,18 @@ class Trainer:
         self.meter.load_state_dict(state["meter"], self.device)
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
+    def _autocast(self) -> torch.autocast:
+        """The precision of the learner, and of what designers ask of it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
     def _value_step(self) -> ValueStep | None:
         """The judge of tasks, where there is feedback to judge by; a fixed recipe is only measured."""
         config = self.config
         if config.feedback is None:
-            if config.designer.kind == "learned":
+            if self.designer.learns_from == "value":
                 raise UserError(
-                    "a learned designer learns from labelled examples: give the config a 'feedback' part."
+                    f"a {config.designer.kind} designer learns from labelled examples: give the config a "
+                    "'feedback' part."
                 )
             return None
         self.learner.student.backbone.tail_parameters(config.value.tail_blocks)  # refuses too many blocks

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpt_vision.feedback import Direction
-from vpt_vision.task import Task
+from vpt_vision.task import RenderedViews, Task
 from vpt_vision.value.setting import Setting
 
 
-def exact_value(setting: Setting, task: Task, u: Direction) -> dict[str, Tensor]:
+def exact_value(setting: Setting, task: Task, views: RenderedViews, u: Direction) -> dict[str, Tensor]:
     """V_k = ⟨u, ∇_{θ_S} L_k⟩ with the graph of ∇_{θ_S} L_k kept, so that it can be differentiated again.
 
     See `Setting` for what comes in and goes out. Attention runs by plain matrix products ("math"), the
@@ -19,7 +19,6 @@ def exact_value(setting: Setting, task: Task, u: Direction) -> dict[str, Tensor]
     """
     learner = setting.learner
     with torch.no_grad():
-        views = setting.renderer(setting.images, task)
         targets = learner.teacher_targets(views.global_views, task.masks, setting.temperature)
     tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
     along_u = [u[name] for name in tail]

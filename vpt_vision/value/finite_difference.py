@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from vpt_vision.feedback import Direction, inner
-from vpt_vision.task import Task
+from vpt_vision.task import RenderedViews, Task
 from vpt_vision.value.setting import Setting
 
 
-def finite_difference_value(setting: Setting, task: Task, u: Direction, *, rho: float) -> dict[str, Tensor]:
+def finite_difference_value(
+    setting: Setting, task: Task, views: RenderedViews, u: Direction, *, rho: float
+) -> dict[str, Tensor]:
     """V_k ≈ [L_k(θ_S + εu) - L_k(θ_S - εu)] / 2ε with ε = ρ ‖θ_S‖ / ‖u‖.
 
     The error is O(ε²) in V and in its gradient, and rounding grows as ε falls: the tail runs in fp32
@@ -19,11 +21,10 @@ def finite_difference_value(setting: Setting, task: Task, u: Direction, *, rho: 
     The blocks below S see the same input in both passes, so they run once and both tails read their
     output. The backward pass through the result then needs no second derivative: it takes the difference
     of the two tails' gradients, with respect to the trunk's output and to the masks' weights in the loss,
-    and sends it through the trunk once.
+    and sends it through the trunk once, down to the pixels if they lead back to the designer.
     """
     learner = setting.learner
     with torch.no_grad():
-        views = setting.renderer(setting.images, task)
         targets = learner.teacher_targets(views.global_views, task.masks, setting.temperature)
         tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
         theta = {name: parameter.detach() for name, parameter in tail.items()}

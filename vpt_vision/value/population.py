@@ -46,6 +46,8 @@ def population_gradient(
         A tensor for each of `designer.search_parameters()`, by name.
     """
     centre = {name: parameter.detach() for name, parameter in designer.search_parameters().items()}
+    if not centre:
+        return {}
     total = {name: torch.zeros_like(value) for name, value in centre.items()}
     for pair in range(pairs):
         direction = _direction(centre, keys, pair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from vpt_vision.collectives import all_reduce_mean
-from vpt_vision.designers import Designer, LearnedDesigner, Policy
+from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
 from vpt_vision.feedback import ClassificationFeedback, Direction, FeedbackGradient, evaluating
 from vpt_vision.learner import Learner
 from vpt_vision.schema import Config
@@ -54,10 +55,10 @@ class ValueConfig(Config):
 class ValueStep:
     """What the trainer calls every `config.every` steps, after the learner's own step.
 
-    The objective that the designer ascends is Σ_k w_k V_k / s_k - kl_weight · KL(designer ‖ recipe), with
-    the learner's weight w_k of loss term k and the running size s_k of its value (1 if not normalised). Masks
-    follow the estimator's own gradient, crops and photometrics population search; the designer's AdamW takes
-    the step.
+    The objective that the designer ascends is Σ_k w_k V_k / s_k - kl_weight · KL(designer ‖ recipe) - its own
+    penalties, with the learner's weight w_k of loss term k and the running size s_k of its value (1 if not
+    normalised). Masks and pixels follow the estimator's own gradient, crops and photometrics population
+    search; the designer's AdamW takes the step.
 
     Nothing here reaches the learner: it is read in eval mode, no `.grad` or buffer of it is written, and no
     number is drawn from a global generator. A designer without parameters is measured and left alone.
@@ -82,12 +83,8 @@ class ValueStep:
         self.optimiser: torch.optim.Optimizer | None = None
         if isinstance(designer, LearnedDesigner):
             self.kl_weight = designer.config.kl_weight
-            self.optimiser = torch.optim.AdamW(
-                designer.parameters(),
-                lr=designer.config.learning_rate,
-                weight_decay=designer.config.weight_decay,
-                fused=True,  # leaves everything alone where `found_inf` is 1, without waiting for the device
-            )
+        if designer.learns_from == "value":
+            self.optimiser = designer.optimiser()
         self.latest: dict[str, Tensor] = {}
 
     def due(self, step: int) -> bool:
@@ -104,8 +101,8 @@ class ValueStep:
 
         Returns:
             Scalars on the device, kept as `latest`: `value` = ⟨u, ∇L_pre⟩ and `value/TERM` of each unweighted
-            term; `objective` without the KL; `kl/SURFACE` in nats, mean over images; what
-            `FeedbackGradient.update` and `Policy.describe` (under `policy/`) report; and
+            term; `objective` without KL and penalties; `kl/SURFACE` in nats, mean over images;
+            `penalty/NAME`; what `FeedbackGradient.update` and `Policy.describe` (under `policy/`) report; and
             where the designer was improved `designer_gradient_norm` and `designer_skipped` (1 or 0).
         """
         images = images[: self.config.batch]
@@ -118,22 +115,33 @@ class ValueStep:
             optimiser = self.optimiser if keys.step >= self.config.burn_in else None
             with torch.set_grad_enabled(optimiser is not None):
                 policy = self.designer.policy(images)
-                task = policy.sample(keys)
-            with torch.set_grad_enabled(task.masks.relaxed is not None):
-                values = self._values(setting, task, u)
+                refined = self._refine(setting, policy.sample(keys), keys)
+            views = refined.views
+            leads_back = refined.task.masks.relaxed is not None or views.global_views.requires_grad
+            with torch.set_grad_enabled(leads_back):
+                values = self._values(setting, refined, u)
             over_ranks = {term: all_reduce_mean(value) for term, value in values.items()}
             self.scale.update(over_ranks)
             report |= self._describe(policy, over_ranks)
+            report |= {f"penalty/{name}": penalty.detach() for name, penalty in refined.penalties.items()}
             if optimiser is not None:
-                report |= self._improve(optimiser, setting, keys, u, policy, self._objective(values))
+                price = self.kl_weight * _total(kl.mean() for kl in policy.kl().values())
+                price = price + _total(refined.penalties.values())
+                report |= self._improve(optimiser, setting, keys, u, self._objective(values) - price)
         self.latest = report
         return report
 
-    def _values(self, setting: Setting, task: Task, u: Direction) -> dict[str, Tensor]:
+    def _refine(self, setting: Setting, task: Task, keys: Keys) -> Refined:
+        """Render `task` and let the designer finish it."""
+        with torch.no_grad():
+            views = setting.renderer(setting.images, task)
+        return self.designer.refine(task, views, keys, setting.learner, setting.temperature)
+
+    def _values(self, setting: Setting, refined: Refined, u: Direction) -> dict[str, Tensor]:
         """V_k of each loss term."""
         if self.config.estimator == "exact":
-            return exact_value(setting, task, u)
-        return finite_difference_value(setting, task, u, rho=self.config.rho)
+            return exact_value(setting, refined.task, refined.views, u)
+        return finite_difference_value(setting, refined.task, refined.views, u, rho=self.config.rho)
 
     def _objective(self, values: dict[str, Tensor]) -> Tensor:
         """Σ_k w_k V_k / s_k."""
@@ -162,14 +170,12 @@ class ValueStep:
         setting: Setting,
         keys: Keys,
         u: Direction,
-        policy: Policy,
         objective: Tensor,
     ) -> dict[str, Tensor]:
-        """Take one step of gradient ascent; `objective` leads back to the designer where masks do."""
+        """Take one step of gradient ascent on `objective` and, by search, on the value of what it misses."""
         parameters = dict(self.designer.named_parameters())
-        kl = torch.stack([kl.mean() for kl in policy.kl().values()]).sum()
         gradients = torch.autograd.grad(
-            objective - self.kl_weight * kl,
+            objective,
             list(parameters.values()),
             allow_unused=True,
             materialize_grads=True,
@@ -179,7 +185,7 @@ class ValueStep:
             self.designer,
             setting.images,
             keys,
-            lambda task: self._objective(self._values(setting, task, u)),
+            lambda task: self._objective(self._values(setting, self._refine(setting, task, keys), u)),
             pairs=self.config.pairs,
             sigma=self.config.sigma,
         )
@@ -213,3 +219,8 @@ class ValueStep:
         if self.optimiser is not None:
             self.optimiser.load_state_dict(state["optimiser"])
         self.latest = state["latest"]
+
+
+def _total(numbers: Iterable[Tensor]) -> Tensor:
+    """Sum of scalars; 0 for none."""
+    return sum(numbers, start=torch.zeros(()))
