@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from vpt_vision.errors import UserError
-from vpt_vision.logistic import Logistic, fit_logistic
+from vpt_vision.linear_fit import LinearMap
+from vpt_vision.logistic import cross_entropy, fit_logistic
 
 
 def problem(samples, width, classes, seed, spread=3.0):
@@ -45,7 +46,7 @@ def test_agrees_with_scikit_learn(samples, width, classes, l2, seed):
 def test_gradient_of_the_objective_is_zero_at_the_fit():
     features, labels = problem(200, 12, 6, seed=3)
     fit = fit_logistic(features, labels, 6, l2=1e-2)
-    free = Logistic(fit.weight.double().requires_grad_(), fit.bias.double().requires_grad_())
+    free = LinearMap(fit.weight.double().requires_grad_(), fit.bias.double().requires_grad_())
     gradients = torch.autograd.grad(objective(free, features, labels, 1e-2), free)
     deviation = features.double().std(0, correction=0)
     assert (gradients[0] / deviation).abs().max() < 1e-5
@@ -55,7 +56,7 @@ def test_gradient_of_the_objective_is_zero_at_the_fit():
 def test_start_changes_time_not_result():
     features, labels = problem(150, 8, 4, seed=1)
     cold = fit_logistic(features, labels, 4, l2=1e-2)
-    warm = fit_logistic(features, labels, 4, l2=1e-2, start=Logistic(torch.randn(4, 8), torch.randn(4)))
+    warm = fit_logistic(features, labels, 4, l2=1e-2, start=LinearMap(torch.randn(4, 8), torch.randn(4)))
     torch.testing.assert_close(warm(features).softmax(1), cold(features).softmax(1), atol=1e-4, rtol=1e-3)
     # Starting at the optimum, no iteration is needed: the fit comes back as it was.
     again = fit_logistic(features, labels, 4, l2=1e-2, start=cold, tolerance=1e-5, iterations=1)
@@ -70,6 +71,34 @@ def test_constant_features_and_absent_gradients():
         fit = fit_logistic(features, labels, 3, l2=1e-2)
     assert fit.weight[:, 2].abs().max() == 0
     assert fit.weight.isfinite().all() and not fit.weight.requires_grad and features.grad is None
+
+
+@given(st.integers(0, 99))
+def test_shares_are_as_many_rows_of_one_class(seed):
+    """A row of which 3 parts are of one class and 2 of another counts as five rows with the same features."""
+    features, _ = problem(30, 4, 3, seed)
+    counts = torch.randint(0, 4, (30, 3), generator=torch.Generator().manual_seed(seed))
+    rows = torch.arange(30).repeat_interleave(counts.sum(1))
+    labels = torch.cat([torch.arange(3).repeat_interleave(count) for count in counts])
+    logits = torch.randn(30, 3)
+    one_by_one = cross_entropy(logits[rows], labels)
+    torch.testing.assert_close(cross_entropy(logits, counts / 7), one_by_one)
+
+    fit = fit_logistic(features, counts / 7, 3, l2=0.1)
+    deviation = features.double().std(0, correction=0)  # of the rows as given
+    weight, bias = (part.double().requires_grad_() for part in fit)
+    loss = cross_entropy(features[rows].double() @ weight.T + bias, labels)
+    loss = loss + 0.1 / 2 * (weight * deviation).square().sum()
+    by_weight, by_bias = torch.autograd.grad(loss, (weight, bias))
+    assert (by_weight / deviation).abs().max() < 1e-5 and by_bias.abs().max() < 1e-5
+
+
+def test_rows_without_a_class_do_not_count():
+    logits = torch.randn(4, 3)
+    shares = torch.zeros(4, 3)
+    assert cross_entropy(logits, shares) == 0
+    shares[1, 2] = 0.5
+    torch.testing.assert_close(cross_entropy(logits, shares), -logits[1].log_softmax(0)[2])
 
 
 def test_bad_input_is_told():

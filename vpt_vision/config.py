@@ -183,6 +183,10 @@ def _walk(location: Sequence[str], root: Any) -> tuple[list[str], list[str]]:
     known: list[str] = []
     path: list[str] = []
     for part in location:
+        if get_origin(annotation) is dict:  # of names that a user chose
+            path.append(part)
+            known, annotation = [], get_args(annotation)[1]
+            continue
         members = _models(annotation)
         tagged = [model for model in members if part in _tags(model)]
         if tagged and not any(part in model.model_fields for model in members):

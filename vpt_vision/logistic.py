@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vpt_vision.errors import UserError
-
-
-class Logistic(NamedTuple):
-    """A fitted classifier on features as they come (standardisation is folded into its weights)."""
-
-    weight: Tensor  # [C, D]
-    bias: Tensor  # [C]
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Logits [..., C] of features [..., D]."""
-        return F.linear(features, self.weight, self.bias)
+from vpt_vision.linear_fit import LinearMap, Standardised, minimise
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:
@@ -32,16 +19,28 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
         )
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of `logits` [N, C] in nats, a scalar.
+
+    `labels` are int64 [N], or floating [N, C]: how much of row n is of each class, such as a patch's pixels
+    by class. A row then counts by its sum, and where all sums are 0 the mean is 0.
+    """
+    if not labels.is_floating_point():
+        return F.cross_entropy(logits, labels)
+    total = labels.sum()
+    return -(labels * logits.log_softmax(-1)).sum() / total.clamp(min=1e-12)
+
+
 def fit_logistic(
     features: Tensor,
     labels: Tensor,
     classes: int,
     *,
     l2: float,
-    start: Logistic | None = None,
+    start: LinearMap | None = None,
     tolerance: float = 1e-6,
     iterations: int = 1000,
-) -> Logistic:
+) -> LinearMap:
     """Minimise  mean_i CE(softmax(W z_i + b), y_i) + l2/2 ‖W‖²  by L-BFGS in fp64.
 
     z are the features [N, D] standardised by their own mean and deviation; the bias is free. The
@@ -51,7 +50,7 @@ def fit_logistic(
 
     Args:
         features: [N, D], any floating dtype; no gradient is taken.
-        labels: int64 [N], 0 .. `classes` - 1.
+        labels: int64 [N], 0 .. `classes` - 1, or floating [N, C] as in `cross_entropy`.
         classes: number C of classes.
         l2: weight decay of the standardised problem, above 0 (separable classes have no optimum at 0).
         start: the fit to begin from, for example that of the same head some steps ago.
@@ -66,46 +65,18 @@ def fit_logistic(
     """
     if l2 <= 0:
         raise ValueError(f"l2 is {l2}: logistic regression needs l2 > 0 to have an optimum")
-    if not len(features):
-        raise UserError("no examples to fit a classifier to: give at least one per class")
-    check_labels(labels, classes, "the examples of the classifier")
-    raw = features.detach().double()
-    if not bool(raw.isfinite().all()):
-        raise UserError(
-            "the backbone's features are not finite: load other weights or lower the learning rate"
-        )
+    standard = Standardised.of(features)
+    if labels.is_floating_point():
+        labels = labels.double()
+    else:
+        check_labels(labels, classes, "the examples of the classifier")
+    if start is None:
+        zeros = standard.features.new_zeros(classes, features.shape[1] + 1)
+        first = LinearMap(zeros[:, 1:], zeros[:, 0])
+    else:
+        first = standard.unfold(start)
 
-    mean = raw.mean(0)
-    deviation = raw.std(0, correction=0)
-    # A constant feature carries nothing; dividing it by 1 leaves it at 0.
-    deviation = torch.where(deviation > 1e-8 * (1 + mean.abs()), deviation, 1.0)
-    standard = (raw - mean) / deviation
+    def objective(head: LinearMap) -> Tensor:
+        return cross_entropy(head(standard.features), labels) + l2 / 2 * head.weight.square().sum()
 
-    weight = raw.new_zeros(classes, raw.shape[1])
-    bias = raw.new_zeros(classes)
-    if start is not None:
-        weight = start.weight.detach().to(raw) * deviation
-        bias = start.bias.detach().to(raw) + start.weight.detach().to(raw) @ mean
-
-    weight.requires_grad_()
-    bias.requires_grad_()
-    solver = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=iterations,
-        history_size=20,
-        tolerance_grad=tolerance,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
-
-    def objective() -> Tensor:
-        solver.zero_grad()
-        value = F.cross_entropy(F.linear(standard, weight, bias), labels) + l2 / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        solver.step(objective)  # type: ignore[no-untyped-call]
-
-    folded = weight.detach() / deviation
-    return Logistic(folded.float(), (bias.detach() - folded @ mean).float())
+    return standard.fold(minimise(objective, first, tolerance=tolerance, iterations=iterations))

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from vpt_vision.data import FashionScenesConfig
-from vpt_vision.feedback import ClassificationFeedback, Examples, FeedbackConfig, Splits, split_examples
+from vpt_vision.feedback import (
+    ClassificationConfig,
+    ClassificationFeedback,
+    Examples,
+    Feedback,
+    FeedbackGradient,
+    FeedbackTask,
+    Splits,
+    WeightedTask,
+    all_features,
+    split_examples,
+)
 from vpt_vision.learner import Backbone, BackboneConfig
 from vpt_vision.task import Keys, Renderer
 
@@ -26,7 +37,7 @@ def examples() -> Examples:
 
 @pytest.fixture
 def splits(examples: Examples) -> Splits:
-    return split_examples(examples, CLASSES, SIZES, seed=5)
+    return split_examples(examples, examples.labels, SIZES, seed=5)
 
 
 @pytest.fixture
@@ -45,10 +56,33 @@ def backbone() -> Backbone:
 def make_feedback(splits: Splits) -> Callable[..., ClassificationFeedback]:
     def make(splits: Splits = splits, **settings: object) -> ClassificationFeedback:
         source = FashionScenesConfig(kind="fashion_scenes", split="feedback", count=1)
-        config = FeedbackConfig(source=source, **{"batch": 16, "l2": 0.1, **settings})
+        config = ClassificationConfig(source=source, **{"batch": 16, "l2": 0.1, **settings})
         return ClassificationFeedback(config, splits, CLASSES, renderer=Renderer(), size=16)
 
     return make
+
+
+@pytest.fixture
+def make_gradient(make_feedback: Callable[..., ClassificationFeedback]) -> Callable[..., FeedbackGradient]:
+    """Return a maker of u's of one classification task; settings go to the part that has them."""
+
+    def make(splits: Splits | None = None, tail_blocks: int = 2, **settings: object) -> FeedbackGradient:
+        own = {key: settings.pop(key) for key in ("ema", "refit_every") if key in settings}
+        task = make_feedback(**({} if splits is None else {"splits": splits}), **settings)
+        entry = WeightedTask(task, batch=task.config.batch)
+        return FeedbackGradient(Feedback({"classes": entry}, **own), tail_blocks)
+
+    return make
+
+
+@pytest.fixture
+def fit() -> Callable[..., None]:
+    """Fit a task's head to a backbone."""
+
+    def fit(task: FeedbackTask, backbone: Backbone) -> None:
+        task.fit(all_features(task, backbone, "head"))
+
+    return fit
 
 
 @pytest.fixture

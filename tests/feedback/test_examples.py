@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from vpt_vision.data import Sample, UnreadableSample
 from vpt_vision.errors import UserError
-from vpt_vision.feedback import Examples, read_examples, split_examples
+from vpt_vision.feedback import Examples, split_examples
+from vpt_vision.feedback.examples import read_examples, read_splits
 
 
 def numbered(labels):
@@ -19,6 +20,10 @@ def numbered(labels):
 
 def numbers(examples):
     return (examples.images[:, 0, 0, 0].long() * 256 + examples.images[:, 1, 0, 0].long()).tolist()
+
+
+def label(sample):
+    return torch.tensor(sample.label)
 
 
 class Listed:
@@ -42,7 +47,7 @@ def test_splits_are_disjoint_whole_and_hold_classes_in_their_shares(counts, seed
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     total = len(labels)
     sizes = (total // 2, total // 3, total // 8)
-    splits = split_examples(numbered(labels), len(counts), sizes, seed)
+    splits = split_examples(numbered(labels), labels, sizes, seed)
     dealt = [numbers(split) for split in splits]
     assert tuple(map(len, dealt)) == sizes
     assert len(set().union(*dealt)) == sum(sizes)
@@ -59,19 +64,23 @@ def test_splits_are_disjoint_whole_and_hold_classes_in_their_shares(counts, seed
 
 def test_the_seed_decides_the_deal():
     examples = numbered(torch.arange(60) % 2)
-    first, again, other = (split_examples(examples, 2, (20, 20, 20), seed) for seed in (1, 1, 2))
+    first, again, other = (
+        split_examples(examples, examples.labels, (20, 20, 20), seed) for seed in (1, 1, 2)
+    )
     assert numbers(first.meta) == numbers(again.meta) != numbers(other.meta)
 
 
 def test_reading_draws_without_replacement_and_passes_over_unreadable_images(caplog):
     labels = [index % 2 for index in range(30)]
     with caplog.at_level(logging.WARNING):
-        examples, classes = read_examples(Listed(labels, unreadable={4, 9}), 28, seed=0)
+        examples, classes = read_examples(Listed(labels, unreadable={4, 9}), 28, 0, label)
     drawn = examples.images[:, 0, 0, 0].tolist()
-    assert classes == 2 and sorted(drawn) == [i for i in range(30) if i not in (4, 9)]
+    assert torch.equal(classes, examples.labels) and sorted(drawn) == [
+        i for i in range(30) if i not in (4, 9)
+    ]
     assert examples.labels.tolist() == [labels[i] for i in drawn]
     assert "4.png: truncated" in caplog.text and "9.png: truncated" in caplog.text
-    fewer, _ = read_examples(Listed(labels, unreadable={4, 9}), 10, seed=0)
+    fewer, _ = read_examples(Listed(labels, unreadable={4, 9}), 10, 0, label)
     assert fewer.images[:, 0, 0, 0].tolist() == drawn[:10] != sorted(drawn[:10])
 
 
@@ -85,23 +94,23 @@ def test_images_are_read_as_they_lie():
 
     source = Recorded([0, 1] * 15)
     source.read = []
-    examples, _ = read_examples(source, 20, seed=0)
+    examples, _ = read_examples(source, 20, 0, label)
     assert source.read == sorted(examples.images[:, 0, 0, 0].tolist())
 
 
-def test_bad_sources_are_told():
-    with pytest.raises(UserError, match="no class labels"):
-        read_examples(Listed([0, 1], classes=None), 2, seed=0)
-    with pytest.raises(UserError, match="image 1 has no label"):
-        read_examples(Listed([0, None]), 2, seed=0)
+def test_tasks_of_one_source_share_their_splits():
+    """Whatever each keeps of a sample, the same images are head, meta and held out."""
+    source = Listed([0, 0, 1] * 20)
+    first = read_splits(source, (20, 20, 10), 3, label)
+    second = read_splits(source, (20, 20, 10), 3, lambda sample: sample.image.float())
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(other.labels, other.images)
+    unlabelled = read_splits(Listed([None] * 60, classes=None), (20, 20, 10), 3, lambda s: s.image)
+    assert [len(split) for split in unlabelled] == [20, 20, 10]
+
+
+def test_too_few_examples_are_told():
     with pytest.raises(UserError, match=r"= 5 labelled examples and has 3"):
-        read_examples(Listed([0, 1, 0]), 5, seed=0)
-
-
-def test_bad_splits_are_told():
+        read_examples(Listed([0, 1, 0]), 5, 0, label)
     with pytest.raises(UserError, match=r"= 30 labelled examples and has 20"):
-        split_examples(numbered(torch.arange(20) % 2), 2, (10, 10, 10), seed=0)
-    with pytest.raises(UserError, match=r"label 2 in the feedback examples is outside 0\.\.1"):
-        split_examples(numbered(torch.arange(30) % 3), 2, (10, 10, 10), seed=0)
-    with pytest.raises(UserError, match=r"class 2 has no example among the 10 of the feedback's head"):
-        split_examples(numbered(torch.arange(30) % 2), 3, (10, 10, 10), seed=0)
+        split_examples(numbered(torch.arange(20) % 2), torch.arange(20) % 2, (10, 10, 10), seed=0)

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from vpt_vision.data import FashionScenesConfig
 from vpt_vision.designers import LearnedDesigner, LearnedDesignerConfig, RecipeConfig
-from vpt_vision.feedback import ClassificationFeedback, Examples, FeedbackConfig, Splits, split_examples
+from vpt_vision.feedback import (
+    ClassificationConfig,
+    ClassificationFeedback,
+    Examples,
+    Feedback,
+    Splits,
+    WeightedTask,
+    split_examples,
+)
 from vpt_vision.learner import BackboneConfig, HeadConfig, Learner, LearnerConfig
 from vpt_vision.task import Keys, RenderedViews, Renderer, Task
 from vpt_vision.value import Setting, ValueConfig, ValueStep
@@ -119,7 +127,7 @@ def splits() -> Splits:
     colours = torch.tensor([[160, 90, 90], [90, 160, 90], [90, 90, 160]])[labels]
     noise = torch.randint(-80, 80, (64, 3, 40, 40), generator=generator)
     examples = Examples((colours[:, :, None, None] + noise).to(torch.uint8), labels)
-    return split_examples(examples, CLASSES, (32, 24, 8), seed=0)
+    return split_examples(examples, labels, (32, 24, 8), seed=0)
 
 
 @pytest.fixture
@@ -136,15 +144,19 @@ def make_step(
         **value: object,
     ) -> ValueStep:
         source = FashionScenesConfig(kind="fashion_scenes", split="feedback", count=1)
-        feedback = ClassificationFeedback(
-            FeedbackConfig(source=source, batch=16, l2=0.1), splits, CLASSES, renderer=Renderer(), size=32
+        task = ClassificationFeedback(
+            ClassificationConfig(source=source, batch=16, l2=0.1),
+            splits,
+            CLASSES,
+            renderer=Renderer(),
+            size=32,
         )
         return ValueStep(
             ValueConfig(**{"batch": BATCH, "pairs": 1, **value}),
             learner=make_learner(**(learner or {})).train(),
             designer=make_designer(**(designer or {})),
             renderer=Renderer(),
-            feedback=feedback,
+            feedback=Feedback({"classes": WeightedTask(task, batch=16)}),
         )
 
     return make

@@ -13,7 +13,8 @@ from torch import Tensor
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.features import ProbeFeatures
 from vpt_vision.evaluation.result import ProbeResult
-from vpt_vision.logistic import Logistic, fit_logistic
+from vpt_vision.linear_fit import LinearMap
+from vpt_vision.logistic import fit_logistic
 from vpt_vision.schema import Config
 
 _LOG = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def linear_probe(train: ProbeFeatures, test: ProbeFeatures, config: LinearProbeC
     heldout = _held_out(labels, config.heldout)
 
     best, best_l2, best_loss = None, 0.0, float("inf")
-    start: Logistic | None = None
+    start: LinearMap | None = None
     for l2 in sorted(config.l2_grid, reverse=True):  # each solution is a good start for the next, looser one
         start = fit_logistic(inputs[~heldout], labels[~heldout], classes, l2=l2, start=start)
         loss = _cross_entropy(start, inputs[heldout], labels[heldout]).mean().item()
@@ -78,7 +79,7 @@ def _inputs(features: ProbeFeatures, config: LinearProbeConfig) -> Tensor:
     return torch.cat([features.cls, features.mean_patch], dim=1)
 
 
-def _cross_entropy(classifier: Logistic, inputs: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropy(classifier: LinearMap, inputs: Tensor, labels: Tensor) -> Tensor:
     """-log p(label) of each row, fp64."""
     return F.cross_entropy(classifier(inputs).double(), labels, reduction="none")
 

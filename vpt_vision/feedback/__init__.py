@@ -1,38 +1,46 @@
-"""Feedback: labelled examples, a light head, and the gradient u of its loss."""
+"""Feedback: labelled examples, light heads, and the gradient u of their losses."""
 
-from vpt_vision.data import Source
-from vpt_vision.feedback.classification import ClassificationFeedback, FeedbackConfig
+from vpt_vision.feedback.classification import ClassificationConfig, ClassificationFeedback
+from vpt_vision.feedback.config import FeedbackConfig, build_feedback
+from vpt_vision.feedback.depth import DepthConfig, DepthFeedback
 from vpt_vision.feedback.evaluating import evaluating
-from vpt_vision.feedback.examples import Examples, Splits, read_examples, split_examples
-from vpt_vision.feedback.gradient import Direction, FeedbackGradient, cosine, inner
-from vpt_vision.task import Renderer
-
-
-def build_feedback(
-    config: FeedbackConfig, source: Source, *, renderer: Renderer, size: int, seed: int
-) -> ClassificationFeedback:
-    """Read and split the labelled examples of `source` as `config` says, to be seen at `size` pixels.
-
-    Raises:
-        UserError: the source has no labels or too few examples, or a split does not suffice.
-    """
-    sizes = (config.head_size, config.meta_size, config.heldout_size)
-    examples, classes = read_examples(source, sum(sizes), seed)
-    splits = split_examples(examples, classes, sizes, seed)
-    return ClassificationFeedback(config, splits, classes, renderer=renderer, size=size)
-
+from vpt_vision.feedback.examples import Examples, Splits, split_examples
+from vpt_vision.feedback.gradient import (
+    Direction,
+    FeedbackGradient,
+    all_features,
+    cosine,
+    feedback_gradient,
+    inner,
+    whole_loss,
+)
+from vpt_vision.feedback.permuted import PermutedLabels
+from vpt_vision.feedback.segmentation import SegmentationConfig, SegmentationFeedback
+from vpt_vision.feedback.task import Feedback, FeedbackTask, Split, WeightedTask
 
 __all__ = [
+    "ClassificationConfig",
     "ClassificationFeedback",
+    "DepthConfig",
+    "DepthFeedback",
     "Direction",
     "Examples",
+    "Feedback",
     "FeedbackConfig",
     "FeedbackGradient",
+    "FeedbackTask",
+    "PermutedLabels",
+    "SegmentationConfig",
+    "SegmentationFeedback",
+    "Split",
     "Splits",
+    "WeightedTask",
+    "all_features",
     "build_feedback",
     "cosine",
     "evaluating",
+    "feedback_gradient",
     "inner",
-    "read_examples",
     "split_examples",
+    "whole_loss",
 ]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vpt_kernels import keyed_uniform
-from vpt_vision.data.source import Source, UnreadableSample
+from vpt_vision.data.source import Sample, Source, UnreadableSample
 from vpt_vision.errors import UserError
-from vpt_vision.logistic import check_labels
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,13 +26,16 @@ class Examples:
     """N labelled images, on the CPU."""
 
     images: Tensor  # [N, 3, H, W] uint8
-    labels: Tensor  # [N] int64
+    labels: Tensor  # [N, ...]: whatever the task knows of each
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
         return Examples(self.images[index], self.labels[index])
+
+    def __add__(self, other: Examples) -> Examples:
+        return Examples(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
 
 
 class Splits(NamedTuple):
@@ -44,23 +46,42 @@ class Splits(NamedTuple):
     heldout: Examples
 
 
-def read_examples(source: Source, count: int, seed: int) -> tuple[Examples, int]:
-    """Read `count` labelled images of `source`, drawn without replacement by `seed`.
+def read_splits(
+    source: Source, sizes: tuple[int, int, int], seed: int, label: Callable[[Sample], Tensor]
+) -> Splits:
+    """Read examples of `source` and deal them into head, meta and heldout of `sizes`.
 
-    Unreadable images are named in the log and others take their place.
+    Which images are read is drawn by `seed` without replacement, and which split each goes to depends on
+    its number and class alone: tasks that share source, sizes and seed share their splits. Unreadable images
+    are named in the log and others take their place.
 
-    Returns:
-        The examples and the number of classes.
+    Args:
+        source: of images with labels or maps.
+        sizes: examples of each split.
+        seed: of the draw.
+        label: what the task keeps of a sample, all of one shape; raises `UserError` where it lacks what is
+            needed.
 
     Raises:
-        UserError: the source has no classes, an image has no label, or fewer than `count` can be read.
+        UserError: fewer than `sizes` can be read.
     """
-    if source.classes is None:
-        raise UserError("the feedback source has no class labels: name a labelled source for the feedback")
+    examples, classes = read_examples(source, sum(sizes), seed, label)
+    return split_examples(examples, classes, sizes, seed)
+
+
+def read_examples(
+    source: Source, count: int, seed: int, label: Callable[[Sample], Tensor]
+) -> tuple[Examples, Tensor]:
+    """Read `count` images of `source` as `read_splits` says.
+
+    Returns:
+        The examples, and the class of each, int64 [count]; 0 where the source has no class labels.
+    """
     draws = keyed_uniform(seed, 0, torch.arange(len(source)), READ_STREAM, 1)[:, 0]
     order = draws.argsort(stable=True).tolist()
     images: dict[int, Tensor] = {}
-    labels: dict[int, int] = {}
+    labels: dict[int, Tensor] = {}
+    classes: dict[int, int] = {}
     tried = 0
     while len(images) < count and tried < len(order):
         wanted = order[tried : tried + count - len(images)]
@@ -71,36 +92,33 @@ def read_examples(source: Source, count: int, seed: int) -> tuple[Examples, int]
             except UnreadableSample as error:
                 _LOG.warning("skipped an unreadable feedback image: %s", error)
                 continue
-            if sample.label is None:
-                raise UserError(f"feedback image {index} has no label: label it or take it out of the source")
-            images[index], labels[index] = sample.image, sample.label
+            images[index], labels[index] = sample.image, label(sample)
+            classes[index] = sample.label or 0
     if len(images) < count:
         raise _too_few(count, len(images))
     drawn = [index for index in order[:tried] if index in images]
     examples = Examples(
-        torch.stack([images[index] for index in drawn]), torch.tensor([labels[index] for index in drawn])
+        torch.stack([images[index] for index in drawn]), torch.stack([labels[index] for index in drawn])
     )
-    return examples, len(source.classes)
+    return examples, torch.tensor([classes[index] for index in drawn])
 
 
-def split_examples(examples: Examples, classes: int, sizes: tuple[int, int, int], seed: int) -> Splits:
+def split_examples(examples: Examples, classes: Tensor, sizes: tuple[int, int, int], seed: int) -> Splits:
     """Deal `examples` into head, meta and heldout of `sizes`, each with nearly equal shares of the classes.
 
+    Args:
+        examples: N of them; those left over are dropped.
+        classes: int64 [N], 0 or above; all alike where there are none.
+        sizes: examples of each split.
+        seed: of the deal.
+
     Raises:
-        UserError: there are too few examples, a label is out of range, or `head` misses a class.
+        UserError: there are too few examples.
     """
     if len(examples) < sum(sizes):
         raise _too_few(sum(sizes), len(examples))
-    check_labels(examples.labels, classes, "the feedback examples")
-    order = _stratified_order(examples.labels, classes, seed)
-    head, meta, heldout = (examples[part] for part in torch.split(order[: sum(sizes)], list(sizes)))
-    absent = (torch.bincount(head.labels, minlength=classes) == 0).nonzero()
-    if len(absent):
-        raise UserError(
-            f"class {int(absent[0])} has no example among the {len(head)} of the feedback's head split: raise"
-            " head_size, or give more examples of that class"
-        )
-    return Splits(head, meta, heldout)
+    order = _stratified_order(classes, seed)
+    return Splits(*(examples[part] for part in torch.split(order[: sum(sizes)], list(sizes))))
 
 
 def _too_few(needed: int, given: int) -> UserError:
@@ -110,11 +128,11 @@ def _too_few(needed: int, given: int) -> UserError:
     )
 
 
-def _stratified_order(labels: Tensor, classes: int, seed: int) -> Tensor:
+def _stratified_order(classes: Tensor, seed: int) -> Tensor:
     """Order examples so that every stretch of the order holds the classes in about their overall shares."""
-    draws = keyed_uniform(seed, 0, torch.arange(len(labels)), SPLIT_STREAM, 2)
+    draws = keyed_uniform(seed, 0, torch.arange(len(classes)), SPLIT_STREAM, 2)
     shuffled = draws[:, 0].argsort(stable=True)
-    members = F.one_hot(labels[shuffled], classes)
-    rank = members.cumsum(0).gather(1, labels[shuffled, None])[:, 0] - 1
-    share = (rank + draws[shuffled, 1]) / members.sum(0)[labels[shuffled]]  # in (0, 1), even within a class
+    members = torch.nn.functional.one_hot(classes[shuffled])
+    rank = members.cumsum(0).gather(1, classes[shuffled, None])[:, 0] - 1
+    share = (rank + draws[shuffled, 1]) / members.sum(0)[classes[shuffled]]  # in (0, 1), even within a class
     return shuffled[share.argsort(stable=True)]

@@ -194,9 +194,10 @@ class Trainer:
         self.learner.student.backbone.tail_parameters(config.value.tail_blocks)  # refuses too many blocks
         feedback = build_feedback(
             config.feedback,
-            build_source(config.feedback.source, config.data.source_size),
+            source_size=config.data.source_size,
             renderer=self.renderer,
             size=config.recipe.crops.global_size,
+            patch_size=self.learner.student.backbone.patch_size,
             seed=config.seed,
         )
         return ValueStep(

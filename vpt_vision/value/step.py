@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from vpt_vision.collectives import all_reduce_mean
 from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
-from vpt_vision.feedback import ClassificationFeedback, Direction, FeedbackGradient, evaluating
+from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluating
 from vpt_vision.learner import Learner
 from vpt_vision.schema import Config
 from vpt_vision.task import Keys, Renderer, Task
@@ -71,7 +71,7 @@ class ValueStep:
         learner: Learner,
         designer: Designer,
         renderer: Renderer,
-        feedback: ClassificationFeedback,
+        feedback: Feedback,
     ) -> None:
         self.config = config
         self.learner = learner

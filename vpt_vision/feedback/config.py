@@ -1,0 +1,145 @@
+"""The feedback that a config describes: one task or several, read and ready."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from vpt_vision.data import build_source
+from vpt_vision.errors import UserError
+from vpt_vision.feedback.classification import ClassificationConfig, ClassificationFeedback
+from vpt_vision.feedback.depth import DepthConfig, DepthFeedback
+from vpt_vision.feedback.segmentation import SegmentationConfig, SegmentationFeedback
+from vpt_vision.feedback.task import Feedback, FeedbackTask, WeightedTask
+from vpt_vision.schema import Config
+from vpt_vision.task import Renderer
+
+
+class CustomTaskConfig(Config):
+    """A task of your own."""
+
+    kind: Literal["custom"] = Field(description="a task of your own")
+    factory: str = Field(
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="package.module:callable, called with renderer, size (of the images in pixels), seed and "
+        "`options`; returns a FeedbackTask",
+    )
+    options: dict[str, Any] = Field({}, description="further arguments of the callable")
+    weight: float = Field(1.0, gt=0, description="share of u, relative to that of other tasks")
+    batch: int = Field(
+        256,
+        ge=2,
+        multiple_of=2,
+        description="meta examples per feedback gradient, half from each half of `meta`",
+    )
+
+
+def _kind(settings: Any) -> Any:
+    """Classification where no kind is named."""
+    if isinstance(settings, dict):
+        return settings.get("kind", "classification")
+    return getattr(settings, "kind", None)
+
+
+TaskConfig = Annotated[
+    Annotated[ClassificationConfig, Tag("classification")]
+    | Annotated[SegmentationConfig, Tag("segmentation")]
+    | Annotated[DepthConfig, Tag("depth")]
+    | Annotated[CustomTaskConfig, Tag("custom")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="kind is none of classification, segmentation, depth and custom",
+    ),
+]
+TaskName = Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
+class FeedbackConfig(Config):
+    """Labelled examples that tell which tasks help.
+
+    A single task may stand here by itself, its settings beside those of this class; it is then called by
+    its kind.
+    """
+
+    tasks: dict[TaskName, TaskConfig] = Field(min_length=1, description="the tasks, by names of your choice")
+    normalise: bool = Field(
+        True,
+        description="several tasks: bring their gradients to one length before weighing them; false: u is "
+        "the gradient of the losses' weighted mean",
+    )
+    refit_every: int = Field(1, ge=1, description="feedback gradients taken between two fits of the heads")
+    ema: float = Field(0.9, ge=0, lt=1, description="decay of the feedback gradients' moving averages")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_task(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict) or "tasks" in settings:
+            return settings
+        own = {key: value for key, value in settings.items() if key in cls.model_fields}
+        task = {key: value for key, value in settings.items() if key not in own}
+        return {"tasks": {str(_kind(task)): task}, **own}
+
+
+def build_feedback(
+    config: FeedbackConfig,
+    *,
+    source_size: int,
+    renderer: Renderer,
+    size: int,
+    patch_size: int,
+    seed: int,
+) -> Feedback:
+    """Read and split the examples of every task that `config` names.
+
+    Args:
+        config: the tasks.
+        source_size: side that images are decoded to, pixels.
+        renderer: makes of them what the backbone reads.
+        size: side of that, pixels.
+        patch_size: of the backbone, pixels.
+        seed: of the draw of examples and of their splits.
+
+    Raises:
+        UserError: a source lacks labels or maps or has too few of them, a split does not suffice, or a task
+            of the user's own cannot be made.
+    """
+
+    def build(task: Any) -> FeedbackTask:
+        if isinstance(task, CustomTaskConfig):
+            return _custom(task, renderer=renderer, size=size, seed=seed)
+        source = build_source(task.source, source_size)
+        match task:
+            case SegmentationConfig():
+                return SegmentationFeedback.from_source(
+                    task, source, renderer=renderer, size=size, patch_size=patch_size, seed=seed
+                )
+            case DepthConfig():
+                return DepthFeedback.from_source(
+                    task, source, renderer=renderer, size=size, patch_size=patch_size, seed=seed
+                )
+            case _:
+                return ClassificationFeedback.from_source(
+                    task, source, renderer=renderer, size=size, seed=seed
+                )
+
+    tasks = {}
+    for name, task in config.tasks.items():
+        try:
+            tasks[name] = WeightedTask(build(task), task.weight, task.batch)
+        except UserError as error:
+            raise UserError(f"feedback task '{name}': {error}") from error
+    return Feedback(tasks, normalise=config.normalise, ema=config.ema, refit_every=config.refit_every)
+
+
+def _custom(config: CustomTaskConfig, **arguments: Any) -> FeedbackTask:
+    module_name, _, path = config.factory.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"factory {config.factory} cannot be imported: {error}") from error
+    return found(**arguments, **config.options)
