@@ -122,9 +122,9 @@ def learner_states(settings, change=None, steps=4):
     """The learner after every step of a run whose feedback labels `change` replaces."""
     trainer = Trainer(load_config(settings))
     if change is not None:
-        splits = trainer.value_step.feedback_gradient.feedback.splits
-        for split in splits:
-            split.labels.copy_(change(split.labels))
+        for entry in trainer.value_step.feedback_gradient.feedback.tasks.values():
+            for split in entry.task.splits:
+                split.labels.copy_(change(split.labels))
     states = []
     for batch in trainer.loader:
         trainer.train_step(batch)
@@ -138,7 +138,10 @@ def permuted(labels):
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
 
 
-def test_with_the_designers_learning_rate_at_0_labels_leave_no_trace_in_the_learner(tiny_settings):
+@pytest.mark.parametrize("kinds", [["classification"], ["classification", "segmentation", "depth"]])
+def test_with_the_designers_learning_rate_at_0_labels_leave_no_trace_in_the_learner(tiny_settings, kinds):
+    tasks = {kind: {"kind": kind, **tiny_settings["feedback"]} for kind in kinds}
+    tiny_settings["feedback"] = {"tasks": tasks}
     tiny_settings["designer"]["learning_rate"] = 0
     as_they_are, trainer = learner_states(tiny_settings)
     other, _ = learner_states(tiny_settings, permuted)
