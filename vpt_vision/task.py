@@ -32,6 +32,11 @@ class Views:
     flips: Tensor  # [V, B] bool: mirrored left to right after cropping
     photometrics: Photometrics  # eight tensors [V, B]
 
+    def detach(self) -> Views:
+        """Return these views without the designer's gradient."""
+        photometrics = Photometrics(*(field.detach() for field in self.photometrics))
+        return replace(self, boxes=self.boxes.detach(), photometrics=photometrics)
+
     def render(self, images: Tensor, *, mean: Tensor, std: Tensor, interpolation: str) -> Tensor:
         """Render the views of uint8 `images` [B, 3, H, W] to normalised fp32 [V, B, 3, size, size]."""
         return render_views(
@@ -84,12 +89,7 @@ class Task:
 
     def detach(self) -> Task:
         """The task as the learner trains on it: nothing in it leads back to the designer."""
-        return Task(_detach(self.global_views), _detach(self.local_views), self.masks.detach())
-
-
-def _detach(views: Views) -> Views:
-    photometrics = Photometrics(*(field.detach() for field in views.photometrics))
-    return replace(views, boxes=views.boxes.detach(), flips=views.flips, photometrics=photometrics)
+        return Task(self.global_views.detach(), self.local_views.detach(), self.masks.detach())
 
 
 class RenderedViews(NamedTuple):

@@ -234,7 +234,8 @@ def test_a_task_is_a_function_of_seed_step_and_sample(
 def test_nothing_to_learn_and_nothing_to_save(recipe: RecipeConfig, images: Tensor) -> None:
     designer = FixedDesigner(recipe, patch_size=4)
     assert not designer.state_dict()
-    assert not designer.search_parameters()
+    assert not designer.outputs(designer.features(images))
+    assert not designer.surfaces
     policy = designer.policy(images)
     assert not policy.kl()
     assert not policy.describe()

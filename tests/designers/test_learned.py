@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, kl_divergence
-from torch.func import functional_call
 
 from vpt_vision.designers import (
     FixedDesigner,
@@ -204,24 +203,21 @@ def test_boxes_and_strengths_are_differentiable(
         assert gradient.abs().max() > 0, head
 
 
-def test_population_search_perturbs_crops_and_photometrics(
+def test_every_output_shapes_its_surface(
     recipe: RecipeConfig, images: Tensor, keys: Keys, tensors_of: TensorsOf
 ) -> None:
     designer = LearnedDesigner(LearnedDesignerConfig(kind="learned", surfaces=ALL), recipe, PATCH)
-    searched = designer.search_parameters()
-    named = dict(designer.named_parameters())
-    assert searched
-    assert all(named[name] is parameter for name, parameter in searched.items())
-    assert all("masks" not in name and "network" not in name for name in searched)
-    before = tensors_of(designer(images, keys))
+    outputs = designer.outputs(designer.features(images))
+    assert all(len(output) == len(images) and not output.any() for output in outputs.values())
+    assert {designer.surface_of[head] for head in outputs} == set(ALL)
+    policy = designer.policy_of(images, outputs)
+    before = tensors_of(policy.sample(keys))
+    assert before.keys() == tensors_of(designer(images, keys)).keys()
     torch.manual_seed(0)
-    perturbed = {name: value + 0.3 * torch.randn_like(value) for name, value in searched.items()}
-    after = tensors_of(functional_call(designer, perturbed, (images, keys)))
-    for name in ("global.boxes", "local.boxes", "local.brightness", "global.sigma"):
-        assert not after[name].equal(before[name]), name
-    for surface in ALL:
-        only = LearnedDesigner(LearnedDesignerConfig(kind="learned", surfaces=[surface]), recipe, PATCH)
-        assert bool(only.search_parameters()) == (surface != "masks")
+    for head, output in outputs.items():
+        moved = outputs | {head: output + torch.randn_like(output)}
+        kl = designer.policy_of(images, moved).kl()
+        assert {surface for surface, nats in kl.items() if nats.any()} == {designer.surface_of[head]}
 
 
 def boxes_drawn_by(field: Tensor, recipe: RecipeConfig) -> dict[str, Tensor]:

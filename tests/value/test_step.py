@@ -20,7 +20,7 @@ def run(step, images, keys, steps):
 
 @pytest.mark.parametrize("estimator", ["finite_difference", "exact"])
 def test_nothing_reaches_the_learner(make_step, images, keys, snapshot, assert_same, estimator):
-    step = make_step(learner={"centring": "ema"}, estimator=estimator)
+    step = make_step(learner={"centring": "ema"}, estimators={"masks": estimator})
     for number, parameter in enumerate(step.learner.parameters()):
         parameter.grad = None if number % 2 else torch.ones_like(parameter)
     before, random, designer = snapshot(step.learner), torch.get_rng_state(), weights(step)
@@ -91,10 +91,10 @@ def test_surfaces_work_alone(make_step, images, keys, surfaces):
     start = {name: parameter.clone() for name, parameter in step.designer.named_parameters()}
     report = step(images, keys, TEMPERATURE)
     moved = {name for name, parameter in step.designer.named_parameters() if (parameter != start[name]).any()}
-    if surfaces == ["masks"]:
-        assert any(name.startswith("network.") for name in moved)  # the gradient reaches the whole network
-    else:
-        assert moved == set(step.designer.search_parameters())
+    assert {name for name in moved if name.startswith("heads.")} == {
+        f"heads.{head}.{part}" for head in step.designer.heads for part in ("weight", "bias")
+    }
+    assert any(name.startswith("network.") for name in moved)  # the gradient reaches the whole network
     assert {name for name in report if name.startswith("kl/")} == {f"kl/{surfaces[0]}"}
 
 

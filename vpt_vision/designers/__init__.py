@@ -9,7 +9,7 @@ from pydantic import Field
 from vpt_vision.designers.designer import Designer, Observed, Refined
 from vpt_vision.designers.fixed import FixedDesigner, FixedDesignerConfig
 from vpt_vision.designers.learned import LearnedDesigner, LearnedDesignerConfig
-from vpt_vision.designers.policy import Policy
+from vpt_vision.designers.policy import Policy, Surface
 from vpt_vision.designers.recipe import CropsConfig, MasksConfig, PhotometricsConfig, RecipeConfig
 
 DesignerConfig = Annotated[FixedDesignerConfig | LearnedDesignerConfig, Field(discriminator="kind")]
@@ -42,5 +42,6 @@ __all__ = [
     "Policy",
     "RecipeConfig",
     "Refined",
+    "Surface",
     "build_designer",
 ]

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vpt_vision.designers.policy import Policy
+from vpt_vision.designers.policy import Policy, Surface
 from vpt_vision.task import Keys, RenderedViews, Task
 
 
@@ -31,13 +31,30 @@ class Designer(nn.Module, ABC):
 
     A step calls it twice: `designer(images, keys)` draws the task from the images alone, the task is
     rendered, and `refine` may change it by its pixels and by the learner. Most designers leave it as it is.
+
+    A learned policy goes from the images to features, from these by the heads (the last layers) to outputs,
+    and from the outputs to the policy: estimators of value enter at each of the three.
     """
 
     learns_from: ClassVar[Literal["nothing", "value"]] = "nothing"  # what its own step ascends
+    surfaces: frozenset[Surface] = frozenset()  # what of the recipe it controls
+    surface_of: ClassVar[Mapping[str, Surface]] = {}  # which surface each head's output shapes
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what each head reads of uint8 `images` [B, 3, H, W]: [B, D] or [B, D, R, C] by its name."""
+        return {}
+
+    def outputs(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what each head says, [B, C] or [B, C, R, C'] by its name, fp32; zeros are the recipe."""
+        return {}
 
     @abstractmethod
+    def policy_of(self, images: Tensor, outputs: dict[str, Tensor]) -> Policy:
+        """Return the law of the tasks of uint8 `images` [B, 3, H, W], each image's by its own outputs."""
+
     def policy(self, images: Tensor) -> Policy:
         """Return the law of the tasks of uint8 `images` [B, 3, H, W], each image's by itself."""
+        return self.policy_of(images, self.outputs(self.features(images)))
 
     def forward(self, images: Tensor, keys: Keys) -> Task:
         """Draw one task for uint8 `images` [B, 3, H, W], `keys.samples` [B] naming them."""
@@ -53,10 +70,6 @@ class Designer(nn.Module, ABC):
         compares.
         """
         return Refined(task, views)
-
-    def search_parameters(self) -> dict[str, nn.Parameter]:
-        """Return what population search perturbs, under the names of `named_parameters`; none by default."""
-        return {}
 
     def optimiser(self) -> Optimizer | None:
         """Return a new optimiser of the designer's parameters; None where nothing is trained.

@@ -27,8 +27,8 @@ class FixedDesigner(Designer):
         super().__init__()
         self.laws = RecipeLaws(recipe, patch_size)
 
-    def policy(self, images: Tensor) -> Policy:
-        """Return the recipe's policy."""
+    def policy_of(self, images: Tensor, outputs: dict[str, Tensor]) -> Policy:
+        """Return the recipe's policy; there are no outputs."""
         batch, _, height, width = images.shape
         recipe = ViewBend.none(batch, images.device)
         return Policy(

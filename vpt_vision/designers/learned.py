@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -22,7 +23,6 @@ from vpt_vision.schema import Config
 
 _KINDS = 2  # of views: global and local
 _SHAPES = 4  # log a and log b of area and of aspect
-_SEARCHED = ("crop_shapes", "crop_fields", "photometrics")  # heads of surfaces that population search moves
 
 
 class LearnedDesignerConfig(Config):
@@ -66,6 +66,12 @@ class LearnedDesigner(Designer):
     """
 
     learns_from: ClassVar = "value"
+    surface_of: ClassVar[Mapping[str, Surface]] = {
+        "crop_shapes": "crops",
+        "crop_fields": "crops",
+        "photometrics": "photometrics",
+        "masks": "masks",
+    }
 
     def __init__(self, config: LearnedDesignerConfig, recipe: RecipeConfig, patch_size: int) -> None:
         super().__init__()
@@ -90,29 +96,6 @@ class LearnedDesigner(Designer):
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
-    def policy(self, images: Tensor) -> Policy:
-        """Return the recipe, bent for each of uint8 `images` [B, 3, H, W]."""
-        height, width = images.shape[-2:]
-        pooled, features = self.network(images)
-        with torch.autocast(images.device.type, enabled=False):
-            global_crops, local_crops = self._crops(pooled, features)
-            global_photometrics, local_photometrics = self._photometrics(pooled)
-            return Policy(
-                laws=self.laws,
-                surfaces=self.surfaces,
-                global_bend=ViewBend(global_crops, global_photometrics),
-                local_bend=ViewBend(local_crops, local_photometrics),
-                mask_bend=self._masks(features),
-                height=height,
-                width=width,
-                device=images.device,
-            )
-
-    def search_parameters(self) -> dict[str, nn.Parameter]:
-        """Return weights and biases of the last layers of crops and photometrics; masks have a gradient."""
-        prefixes = tuple(f"heads.{head}." for head in _SEARCHED)
-        return {name: value for name, value in self.named_parameters() if name.startswith(prefixes)}
-
     def optimiser(self) -> torch.optim.Optimizer:
         """Return AdamW over all parameters."""
         return torch.optim.AdamW(
@@ -122,35 +105,74 @@ class LearnedDesigner(Designer):
             fused=True,  # honours `found_inf`
         )
 
-    def _crops(self, pooled: Tensor, features: Tensor) -> list[CropBend]:
-        """One bend for global and one for local views."""
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Return pooled features [B, D] for heads of numbers, their map [B, D, R, C] for those of fields."""
+        pooled, features = self.network(images)
+        return {
+            name: features if isinstance(head, nn.Conv2d) else pooled for name, head in self.heads.items()
+        }
+
+    def outputs(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what each last layer says of its features."""
+        outputs = {}
+        for name, head in self.heads.items():
+            with torch.autocast(features[name].device.type, enabled=False):
+                outputs[name] = head(features[name])
+        return outputs
+
+    def policy_of(self, images: Tensor, outputs: dict[str, Tensor]) -> Policy:
+        """Return the recipe, bent by `outputs` for each of uint8 `images` [B, 3, H, W]."""
+        batch, _, height, width = images.shape
+        recipe = ViewBend.none(batch, images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            crops, photometrics = self._crops(outputs), self._photometrics(outputs)
+            bends = [
+                ViewBend(
+                    crops[kind] if crops else recipe.crops,
+                    photometrics[kind] if photometrics else recipe.photometrics,
+                )
+                for kind in range(_KINDS)
+            ]
+            return Policy(
+                laws=self.laws,
+                surfaces=self.surfaces,
+                global_bend=bends[0],
+                local_bend=bends[1],
+                mask_bend=self._masks(outputs),
+                height=height,
+                width=width,
+                device=images.device,
+            )
+
+    def _crops(self, outputs: dict[str, Tensor]) -> list[CropBend]:
+        """One bend for global and one for local views; none where crops stay the recipe's."""
         if "crops" not in self.surfaces:
-            return [CropBend.none(len(pooled), pooled.device)] * _KINDS
-        shapes = _bounded(self.heads["crop_shapes"](pooled), self.config.shape_bound)
+            return []
+        shapes = _bounded(outputs["crop_shapes"], self.config.shape_bound)
         shapes = shapes.T.reshape(_KINDS, _SHAPES, -1)
-        fields = _bounded(self.heads["crop_fields"](features), self.config.field_bound).unbind(1)
+        fields = _bounded(outputs["crop_fields"], self.config.field_bound).unbind(1)
         return [
             CropBend(Kumaraswamy(area_a, area_b), Kumaraswamy(aspect_a, aspect_b), field)
             for (area_a, area_b, aspect_a, aspect_b), field in zip(shapes, fields, strict=True)
         ]
 
-    def _photometrics(self, pooled: Tensor) -> list[PhotometricBend]:
-        """One bend for global and one for local views."""
+    def _photometrics(self, outputs: dict[str, Tensor]) -> list[PhotometricBend]:
+        """One bend for global and one for local views; none where photometrics stay the recipe's."""
         if "photometrics" not in self.surfaces:
-            return [PhotometricBend.none(len(pooled), pooled.device)] * _KINDS
-        raw = self.heads["photometrics"](pooled).T.reshape(_KINDS, -1, len(pooled))
+            return []
+        raw = outputs["photometrics"]
         bends = []
-        for kind in raw:
+        for kind in raw.T.reshape(_KINDS, -1, len(raw)):
             log_a, log_b, offsets = kind.split([len(STRENGTHS), len(STRENGTHS), len(EVENTS)])
             bound = self.config.shape_bound
             strengths = Kumaraswamy(_bounded(log_a, bound), _bounded(log_b, bound))
             bends.append(PhotometricBend(strengths, _bounded(offsets, self.config.logit_bound)))
         return bends
 
-    def _masks(self, features: Tensor) -> MaskBend | None:
+    def _masks(self, outputs: dict[str, Tensor]) -> MaskBend | None:
         if "masks" not in self.surfaces:
             return None
-        field = _bounded(self.heads["masks"](features)[:, 0], self.config.field_bound)
+        field = _bounded(outputs["masks"][:, 0], self.config.field_bound)
         return MaskBend(field, self.config.mask_temperature)
 
 

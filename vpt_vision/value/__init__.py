@@ -1,18 +1,24 @@
 """Value: how much the learner's next step on a task is predicted to lower downstream loss."""
 
+from vpt_vision.value.estimator import Estimator, EstimatorsConfig, Occasion
 from vpt_vision.value.exact import exact_value
 from vpt_vision.value.finite_difference import finite_difference_value
-from vpt_vision.value.population import population_gradient
+from vpt_vision.value.pathwise import opened
+from vpt_vision.value.population import population
 from vpt_vision.value.scale import RunningScale
 from vpt_vision.value.setting import Setting
 from vpt_vision.value.step import ValueConfig, ValueStep
 
 __all__ = [
+    "Estimator",
+    "EstimatorsConfig",
+    "Occasion",
     "RunningScale",
     "Setting",
     "ValueConfig",
     "ValueStep",
     "exact_value",
     "finite_difference_value",
-    "population_gradient",
+    "opened",
+    "population",
 ]

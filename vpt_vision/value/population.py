@@ -1,72 +1,80 @@
-"""The designer's gradient from values of nearby designers, for whatever has no derivative of its own."""
+"""The designer's gradient from values of nearby policies, for whatever has no derivative of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from vpt_kernels import keyed_uniform
-from vpt_vision.designers import Designer
-from vpt_vision.task import Keys, Task
+from vpt_vision.designers import Surface
+from vpt_vision.task import Keys
+from vpt_vision.value.estimator import Occasion
 
 PERTURBATION_STREAM = 910  # of `keyed_uniform`
 
 
-@torch.no_grad()
-def population_gradient(
-    designer: Designer,
-    images: Tensor,
-    keys: Keys,
-    objective: Callable[[Task], Tensor],
-    *,
-    pairs: int,
-    sigma: float,
-) -> dict[str, Tensor]:
-    """Gradient of the smoothed objective E_ε J(φ + σε) by antithetic pairs.
+def population(occasion: Occasion, surfaces: frozenset[Surface], *, pairs: int, sigma: float) -> Tensor:
+    """Search along a few directions of the outputs o by antithetic pairs of policies.
 
-        ∇φ ≈ 1/P Σ_p [J(φ + σ ε_p) - J(φ - σ ε_p)] / 2σ · ε_p,   ε_p ~ N(0, 1)
+        ∇_o J ≈ 1/P Σ_p [J(o + σ d_p) - J(o - σ d_p)] / 2σ · d_p / m
 
-    (Salimans et al. 2017, arXiv 1703.03864, section 2). φ are `designer.search_parameters()`. Every candidate
-    sets its task for the same images and keys (common random numbers), and `objective` scores it as a
-    batch of its own, so that centring and Sinkhorn compare like with like: values of samples in a batch
-    of mixed policies have the wrong sign, for their targets depend on one another.
+    (Salimans et al. 2017, arXiv 1703.03864, section 2, in the space of outputs in place of φ.) A
+    direction d_p of a head's outputs [B, C] is (ε + ε' s(x)) / √2: ε and ε' standard normal numbers [C],
+    the same for all images, and s a random projection of the head's features, standardised over the batch. So
+    a pair asks what a shift of all images' policies does, and one of those images that look alike. For a
+    field [B, C, R, C'] only s counts, standardised over images and places: a shift of all places at once
+    leaves the policy as it is. m makes the mean over pairs the projection of ∇_o J on the functions 1 and
+    s, each with as many free numbers as the head has outputs: tens in place of the thousands of weights that
+    lead to them.
+
+    Every candidate sets its task for the same images and keys (common random numbers) and is a batch of its
+    own, so that centring and Sinkhorn compare like with like: values of samples in a batch of mixed
+    policies have the wrong sign, for their targets depend on one another.
 
     Args:
-        designer: not changed.
-        images: uint8 [B, 3, H, W].
-        keys: of the tasks and of the perturbations.
-        objective: from a task for `images` to the scalar that is to rise.
+        occasion: see there.
+        surfaces: those that are searched, together.
         pairs: P, at least 1.
-        sigma: deviation σ of the perturbations.
-
-    Returns:
-        A tensor for each of `designer.search_parameters()`, by name.
+        sigma: σ, the root mean square of a perturbation.
     """
-    centre = {name: parameter.detach() for name, parameter in designer.search_parameters().items()}
-    if not centre:
-        return {}
-    total = {name: torch.zeros_like(value) for name, value in centre.items()}
-    for pair in range(pairs):
-        direction = _direction(centre, keys, pair)
+    designer = occasion.designer
+    centre = {name: output.detach() for name, output in occasion.outputs.items()}
+    searched = [name for name in centre if designer.surface_of[name] in surfaces]
+    total = {name: torch.zeros_like(centre[name]) for name in searched}
+    with torch.no_grad():
+        for pair in range(pairs):
+            directions = {
+                name: _direction(occasion.features[name], centre[name], occasion.keys, pair * len(centre) + n)
+                for n, name in enumerate(centre)
+                if name in searched
+            }
 
-        def score(sign: int, direction: dict[str, Tensor] = direction) -> Tensor:
-            candidate = {name: centre[name] + sign * sigma * direction[name] for name in centre}
-            return objective(functional_call(designer, candidate, (images, keys)))
+            def score(sign: int, directions: dict[str, Tensor] = directions) -> Tensor:
+                moved = {name: centre[name] + sign * sigma * directions[name] for name in directions}
+                policy = designer.policy_of(occasion.images, centre | moved)
+                return occasion.judge(policy.sample(occasion.keys))
 
-        slope = (score(+1) - score(-1)) / (2 * sigma)
-        for name in total:
-            total[name] += slope * direction[name] / pairs
-    return total
+            slope = (score(+1) - score(-1)) / (2 * sigma)
+            for name, direction in directions.items():
+                functions = 2 if direction.ndim == 2 else 1
+                rows = direction.numel() / direction.shape[1]
+                total[name] += slope * direction * (functions / rows / pairs)
+    return torch.stack([(total[name] * occasion.outputs[name]).sum() for name in searched]).sum()
 
 
-def _direction(like: dict[str, Tensor], keys: Keys, pair: int) -> dict[str, Tensor]:
-    """Draw standard normal numbers in the shapes of `like`, a function of seed, step and pair."""
-    direction = {}
-    for number, (name, value) in enumerate(like.items()):
-        sample = torch.full((), pair * len(like) + number, device=value.device)
-        uniform = keyed_uniform(keys.seed, keys.step, sample, PERTURBATION_STREAM, value.numel())
-        direction[name] = torch.special.ndtri(uniform).view_as(value)
-    return direction
+def _direction(features: Tensor, output: Tensor, keys: Keys, number: int) -> Tensor:
+    """Draw direction `number` of a head: `output`'s shape, root mean square about 1."""
+    reads, says = features.shape[1], output.shape[1]
+    sample = torch.full((), number, device=output.device)
+    uniform = keyed_uniform(keys.seed, keys.step, sample, PERTURBATION_STREAM, reads + 2 * says)
+    onto, common, own = torch.special.ndtri(uniform).split([reads, says, says])
+    places = (1,) * (output.ndim - 2)
+    projected = torch.einsum("bd...,d->b...", features.detach(), onto)
+    projected = projected - projected.mean()
+    deviation = projected.square().mean().sqrt().clamp(min=1e-12)  # 0 where all features are the same
+    by_content = (projected / deviation)[:, None] * own.view(-1, *places)
+    if output.ndim > 2:
+        return by_content
+    return (by_content + common) / math.sqrt(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,11 @@ from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluatin
 from vpt_vision.learner import Learner
 from vpt_vision.schema import Config
 from vpt_vision.task import Keys, Renderer, Task
+from vpt_vision.value.estimator import Estimator, EstimatorsConfig, Occasion, Search
 from vpt_vision.value.exact import exact_value
 from vpt_vision.value.finite_difference import finite_difference_value
-from vpt_vision.value.population import population_gradient
+from vpt_vision.value.pathwise import opened
+from vpt_vision.value.population import population
 from vpt_vision.value.scale import RunningScale
 from vpt_vision.value.setting import Setting
 
@@ -34,16 +37,15 @@ class ValueConfig(Config):
     tail_blocks: int = Field(
         2, ge=1, description="last blocks of the student that u and value speak of; 2 to 4"
     )
-    estimator: Literal["finite_difference", "exact"] = Field(
-        "finite_difference",
-        description="finite_difference: two ordinary passes; exact: double backward, a slow check on it",
+    estimators: EstimatorsConfig = Field(
+        EstimatorsConfig(), description="how each surface's gradient is found"
     )
     rho: float = Field(
         1e-3, gt=0, description="finite difference: length of the step, in lengths of the weights"
     )
     pairs: int = Field(2, ge=1, description="population search: antithetic pairs of candidate designers")
     sigma: float = Field(
-        0.1, gt=0, description="population search: deviation of a candidate's last-layer weights"
+        0.25, gt=0, description="population search: root mean square of what is added to a head's outputs"
     )
     normalise: Literal["running", "none"] = Field(
         "running",
@@ -52,16 +54,23 @@ class ValueConfig(Config):
     scale_decay: float = Field(0.9, ge=0, lt=1, description="decay of the running size, per value step")
 
 
+def build_search(name: Search, config: ValueConfig) -> Estimator:
+    """Build the estimator of that name with its settings."""
+    return partial(population, pairs=config.pairs, sigma=config.sigma)
+
+
 class ValueStep:
     """What the trainer calls every `config.every` steps, after the learner's own step.
 
     The objective that the designer ascends is Σ_k w_k V_k / s_k - kl_weight · KL(designer ‖ recipe) - its own
     penalties, with the learner's weight w_k of loss term k and the running size s_k of its value (1 if not
-    normalised). Masks and pixels follow the estimator's own gradient, crops and photometrics population
-    search; the designer's AdamW takes the step.
+    normalised). Each surface's gradient is found by the estimator that `config.estimators` names; the
+    designer's AdamW takes the step.
 
     Nothing here reaches the learner: it is read in eval mode, no `.grad` or buffer of it is written, and no
     number is drawn from a global generator. A designer without parameters is measured and left alone.
+
+    Raises `UserError` where an estimator cannot find its surface's gradient.
     """
 
     def __init__(
@@ -79,6 +88,8 @@ class ValueStep:
         self.renderer = renderer
         self.feedback_gradient = FeedbackGradient(feedback, config.tail_blocks)
         self.scale = RunningScale(config.scale_decay)
+        self.plan = config.estimators.plan(designer.surfaces)
+        self.searches = [(build_search(name, config), found) for name, found in self.plan.searched.items()]
         self.kl_weight = 0.0
         self.optimiser: torch.optim.Optimizer | None = None
         if isinstance(designer, LearnedDesigner):
@@ -114,34 +125,47 @@ class ValueStep:
             u = self.feedback_gradient.u
             optimiser = self.optimiser if keys.step >= self.config.burn_in else None
             with torch.set_grad_enabled(optimiser is not None):
-                policy = self.designer.policy(images)
-                refined = self._refine(setting, policy.sample(keys), keys)
-            views = refined.views
-            leads_back = refined.task.masks.relaxed is not None or views.global_views.requires_grad
-            with torch.set_grad_enabled(leads_back):
+                features = self.designer.features(images)
+                outputs = self.designer.outputs(features)
+                policy = self.designer.policy_of(images, outputs)
+                task = opened(policy.sample(keys), self.plan.followed)
+                refined = self._refine(setting, task, keys)
                 values = self._values(setting, refined, u)
             over_ranks = {term: all_reduce_mean(value) for term, value in values.items()}
             self.scale.update(over_ranks)
             report |= self._describe(policy, over_ranks)
             report |= {f"penalty/{name}": penalty.detach() for name, penalty in refined.penalties.items()}
             if optimiser is not None:
+                occasion = Occasion(
+                    designer=self.designer,
+                    images=images,
+                    keys=keys,
+                    features=features,
+                    outputs=outputs,
+                    judge=lambda task: self._objective(
+                        self._values(setting, self._refine(setting, task, keys), u)
+                    ),
+                )
                 price = self.kl_weight * _total(kl.mean() for kl in policy.kl().values())
                 price = price + _total(refined.penalties.values())
-                report |= self._improve(optimiser, setting, keys, u, self._objective(values) - price)
+                searched = _total(search(occasion, surfaces) for search, surfaces in self.searches)
+                report |= self._ascend(optimiser, self._objective(values) + searched - price)
         self.latest = report
         return report
 
     def _refine(self, setting: Setting, task: Task, keys: Keys) -> Refined:
         """Render `task` and let the designer finish it."""
-        with torch.no_grad():
-            views = setting.renderer(setting.images, task)
+        views = setting.renderer(setting.images, task)
         return self.designer.refine(task, views, keys, setting.learner, setting.temperature)
 
     def _values(self, setting: Setting, refined: Refined, u: Direction) -> dict[str, Tensor]:
-        """V_k of each loss term."""
-        if self.config.estimator == "exact":
-            return exact_value(setting, refined.task, refined.views, u)
-        return finite_difference_value(setting, refined.task, refined.views, u, rho=self.config.rho)
+        """V_k of each loss term; with a graph where one leads back to the designer."""
+        task, views, _ = refined
+        leads_back = task.masks.relaxed is not None or any(view.requires_grad for view in views)
+        with torch.set_grad_enabled(leads_back and torch.is_grad_enabled()):
+            if self.plan.exact:
+                return exact_value(setting, task, views, u)
+            return finite_difference_value(setting, task, views, u, rho=self.config.rho)
 
     def _objective(self, values: dict[str, Tensor]) -> Tensor:
         """Σ_k w_k V_k / s_k."""
@@ -164,34 +188,13 @@ class ValueStep:
             **{f"policy/{name}": scalar for name, scalar in policy.describe().items()},
         }
 
-    def _improve(
-        self,
-        optimiser: torch.optim.Optimizer,
-        setting: Setting,
-        keys: Keys,
-        u: Direction,
-        objective: Tensor,
-    ) -> dict[str, Tensor]:
-        """Take one step of gradient ascent on `objective` and, by search, on the value of what it misses."""
+    def _ascend(self, optimiser: torch.optim.Optimizer, goal: Tensor) -> dict[str, Tensor]:
+        """Take one step up the gradient of `goal`."""
         parameters = dict(self.designer.named_parameters())
         gradients = torch.autograd.grad(
-            objective,
-            list(parameters.values()),
-            allow_unused=True,
-            materialize_grads=True,
+            goal, list(parameters.values()), allow_unused=True, materialize_grads=True
         )
         ascent = dict(zip(parameters, gradients, strict=True))
-        searched = population_gradient(
-            self.designer,
-            setting.images,
-            keys,
-            lambda task: self._objective(self._values(setting, self._refine(setting, task, keys), u)),
-            pairs=self.config.pairs,
-            sigma=self.config.sigma,
-        )
-        for name, gradient in searched.items():
-            ascent[name] = ascent[name] + gradient
-
         for name, parameter in parameters.items():
             parameter.grad = -all_reduce_mean(ascent[name])  # AdamW descends
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])

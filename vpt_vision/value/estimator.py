@@ -1,0 +1,83 @@
+"""Which estimator finds each surface's gradient, what it is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from pydantic import Field
+from torch import Tensor
+
+from vpt_vision.designers import Designer, Surface
+from vpt_vision.errors import UserError
+from vpt_vision.schema import Config
+from vpt_vision.task import Keys, Task
+
+Derivative = Literal["finite_difference", "exact"]
+Search = Literal["population"]
+
+
+class Plan(NamedTuple):
+    """The estimators of one designer's surfaces."""
+
+    exact: bool  # whether value is measured by double backward, not by finite differences
+    followed: frozenset[Surface]  # those whose gradient is the derivative of the measured value
+    searched: dict[Search, frozenset[Surface]]
+
+
+class EstimatorsConfig(Config):
+    """Which estimator finds the gradient of each surface that the designer controls.
+
+    finite_difference: the derivative of value by two ordinary passes through the last blocks.
+    exact: the same derivative by double backward; slow, the check on it.
+    population: values of antithetic candidates, forward passes only; for what has no derivative.
+    """
+
+    crops: Derivative | Search = Field("population", description="boxes: their area, aspect and position")
+    photometrics: Derivative | Search = Field("population", description="strengths and probabilities")
+    masks: Derivative | Search = Field("finite_difference", description="which patches are hidden")
+    refined: Derivative = Field(
+        "finite_difference", description="what a designer changes in views once they are rendered"
+    )
+
+    def plan(self, surfaces: frozenset[Surface]) -> Plan:
+        """Sort `surfaces` by the estimator that each has.
+
+        Raises:
+            UserError: value would have to be measured in two ways.
+        """
+        chosen: dict[Surface, str] = {surface: getattr(self, surface) for surface in sorted(surfaces)}
+        derivatives = {name for name in chosen.values() if name in ("finite_difference", "exact")}
+        if len(derivatives) > 1:
+            raise UserError(
+                "value.estimators asks for exact and for finite_difference, and value is measured in one way:"
+                " give every surface that follows its derivative the same of the two."
+            )
+        followed = frozenset(surface for surface, name in chosen.items() if name in derivatives)
+        searched: dict[Search, frozenset[Surface]] = {}
+        if found := frozenset(surface for surface, name in chosen.items() if name == "population"):
+            searched["population"] = found
+        return Plan((derivatives or {self.refined}) == {"exact"}, followed, searched)
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """One value step, as those estimators see it that search for the gradient.
+
+    Features and outputs carry the graph that leads to the designer's parameters φ.
+    """
+
+    designer: Designer
+    images: Tensor  # [B, 3, H, W] uint8
+    keys: Keys
+    features: dict[str, Tensor]  # what each head of the designer reads, [B, D] or [B, D, R, C]
+    outputs: dict[str, Tensor]  # what it says, [B, C] or [B, C, R, C']
+    judge: Callable[[Task], Tensor]  # from a task for `images` to its objective, a scalar
+
+
+class Estimator(Protocol):
+    """Finds the gradient of the expected objective J(φ) = E J(c_φ(x)) by some of the designer's surfaces."""
+
+    def __call__(self, occasion: Occasion, surfaces: frozenset[Surface], /) -> Tensor:
+        """Return a scalar whose gradient in φ is the estimate; its value means nothing."""
