@@ -145,6 +145,7 @@ def prototype_centre_potentials(
     temperature: float | Tensor,
     centre: Tensor,
     *,
+    centre_temperature: float | Tensor | None = None,
     weight_norm: bool = True,
 ) -> Potentials:
     """Give `centre_potentials` of logits teacher @ prototypes.T without making them.
@@ -152,8 +153,9 @@ def prototype_centre_potentials(
     Args:
         teacher: features [T, D], any float dtype; fp32 sums (fp64, on the CPU only, for fp64).
         prototypes: [K, D] in the dtype of teacher.
-        temperature: above 0; a number or a tensor of one element (the column potential is all rows').
+        temperature: above 0; a number, or a tensor of one element or, with `centre_temperature`, of [T].
         centre: fp32 [K], the running mean of the teacher's logits.
+        centre_temperature: as in `centre_potentials`.
         weight_norm: divide each prototype by its length.
 
     Returns:
@@ -165,7 +167,9 @@ def prototype_centre_potentials(
     name = "prototype_centre_potentials"
     _expect_sides(name, "teacher", teacher, prototypes)
     expect(name, "centre", centre, FLOATS, (len(prototypes),), teacher.device)
-    column = centre_column(name, centre, temperature, teacher)
+    if centre_temperature is None:
+        centre_temperature = temperature
+    column = centre_column(name, centre, centre_temperature, teacher)
     temperatures = expect_temperatures(name, "temperature", temperature, len(teacher), teacher)
     lengths = _lengths(prototypes, teacher, weight_norm)
     return Potentials(-prototype_row_logsumexp(teacher, prototypes, lengths, column, temperatures), column)

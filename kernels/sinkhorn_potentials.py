@@ -108,13 +108,22 @@ def balance(
 
 
 @torch.no_grad()
-def centre_potentials(logits: Tensor, temperature: float | Tensor, centre: Tensor) -> Potentials:
+def centre_potentials(
+    logits: Tensor,
+    temperature: float | Tensor,
+    centre: Tensor,
+    *,
+    centre_temperature: float | Tensor | None = None,
+) -> Potentials:
     """Give softmax((logits - centre) / temperature) as potentials: DINO's centring (arXiv 2104.14294).
 
     Args:
         logits: [M, K] of the teacher, any float dtype.
-        temperature: above 0; a number or a tensor of one element (the column potential is all rows').
+        temperature: above 0; a number, or a tensor of one element or, with `centre_temperature`, of [M].
         centre: fp32 [K], the running mean of the teacher's logits.
+        centre_temperature: above 0; a number or a tensor of one element: the potentials are those of
+            softmax(logits / temperature - centre / centre_temperature), whose columns are all rows'. The
+            temperature itself if left out.
 
     Returns:
         Potentials in fp32 (fp64 for fp64), without gradient.
@@ -125,14 +134,16 @@ def centre_potentials(logits: Tensor, temperature: float | Tensor, centre: Tenso
     name = "centre_potentials"
     expect(name, "logits", logits, LOGITS, ("M", "K"))
     expect(name, "centre", centre, FLOATS, (logits.shape[1],), logits.device)
-    column = centre_column(name, centre, temperature, logits)
+    if centre_temperature is None:
+        centre_temperature = temperature
+    column = centre_column(name, centre, centre_temperature, logits)
     temperatures = expect_temperatures(name, "temperature", temperature, len(logits), logits)
     return Potentials(-row_logsumexp(logits, column, temperatures), column)
 
 
 def centre_column(function: str, centre: Tensor, temperature: float | Tensor, like: Tensor) -> Tensor:
     """Give -centre / temperature [K] in fp32 (fp64 for a `like` of fp64)."""
-    one = expect_temperatures(function, "temperature", temperature, 1, like)
+    one = expect_temperatures(function, "the centre's temperature", temperature, 1, like)
     return -centre.to(one.dtype) / one
 
 

@@ -76,6 +76,34 @@ class Masks:
         return replace(self, relaxed=None)
 
 
+MIXED = ("dino", "ibot", "gram")  # the terms of the learner's loss that a task can mix anew
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How the losses of a batch are weighed, and how sharp the teacher's targets are.
+
+    All are positive fp32. What is None is neutral, and costs nothing.
+    """
+
+    token_weights: Tensor | None = None  # [G, B, N], of tokens in iBOT's loss; mean 1 over a view's hidden
+    sample_weights: Tensor | None = None  # [B], of images in the losses MIXED; mean 1 over the batch
+    temperature: Tensor | None = None  # [B]: factors of the teacher's temperature
+    mix: Tensor | None = None  # [3, B]: factors of the learner's weights of MIXED, up to a common factor
+
+    def detach(self) -> Targets:
+        """These targets without the designer's gradient."""
+        return Targets(*(None if value is None else value.detach() for value in self._values()))
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether anything here leads back to the designer."""
+        return any(value is not None and value.requires_grad for value in self._values())
+
+    def _values(self) -> tuple[Tensor | None, ...]:
+        return self.token_weights, self.sample_weights, self.temperature, self.mix
+
+
 @dataclass(frozen=True)
 class Task:
     """A self-supervised prediction problem for one batch, as plain tensors.
@@ -86,10 +114,21 @@ class Task:
     global_views: Views
     local_views: Views  # V = 0 where the recipe has no local views
     masks: Masks
+    targets: Targets = Targets()
 
     def detach(self) -> Task:
         """The task as the learner trains on it: nothing in it leads back to the designer."""
-        return Task(self.global_views.detach(), self.local_views.detach(), self.masks.detach())
+        return Task(
+            self.global_views.detach(),
+            self.local_views.detach(),
+            self.masks.detach(),
+            self.targets.detach(),
+        )
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether its losses are differentiable in its masks or targets, which no pixels show."""
+        return self.masks.relaxed is not None or self.targets.requires_grad
 
 
 class RenderedViews(NamedTuple):

@@ -120,6 +120,10 @@ def test_equals_the_loss_and_potentials_of_stored_logits(tokens, teachers, proto
         tuple(prototype_centre_potentials(teacher, v, 0.1, centre)),
         tuple(centre_potentials(logits, 0.1, centre)),
     )
+    torch.testing.assert_close(
+        tuple(prototype_centre_potentials(teacher, v, theirs, centre, centre_temperature=0.2)),
+        tuple(centre_potentials(logits, theirs, centre, centre_temperature=0.2)),
+    )
     arguments = {"student_temperature": own, "teacher_temperature": theirs, "rows": rows}
     found = prototype_loss(student, w, teacher, v, potentials, **arguments)
     similar = student @ unit(w, True).T

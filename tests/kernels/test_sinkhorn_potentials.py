@@ -150,6 +150,15 @@ def test_centre_is_the_centred_softmax(rows):
     assert extreme.row.isfinite().all()
 
 
+def test_rows_of_their_own_temperature_share_a_centre():
+    logits, centre, own = torch.randn(17, 6), torch.randn(6), torch.rand(17) + 0.05
+    potentials = centre_potentials(logits, own, centre, centre_temperature=0.3)
+    expected = (logits.double() / own[:, None] - centre.double() / 0.3).softmax(1).float()
+    torch.testing.assert_close(targets(logits, own[:, None], potentials), expected, atol=1e-5, rtol=1e-4)
+    same = centre_potentials(logits, torch.full((17,), 0.3), centre, centre_temperature=0.3)
+    assert all(map(torch.equal, same, centre_potentials(logits, 0.3, centre)))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
@@ -170,3 +179,5 @@ def test_errors(change, error, word):
 def test_centre_errors():
     with pytest.raises(ValueError, match=r"centre must be .*\[4\], got float32 \[3\]"):
         centre_potentials(torch.zeros(3, 4), 0.1, torch.zeros(3))
+    with pytest.raises(ValueError, match="the centre's temperature must have one element"):
+        centre_potentials(torch.zeros(3, 4), torch.ones(3), torch.zeros(4))

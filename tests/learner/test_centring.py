@@ -42,7 +42,7 @@ def test_centre_target_is_the_centred_softmax_and_leaves_the_centre() -> None:
     logits = torch.randn(5, 6)
     expected = torch.softmax((logits - before) / 0.07, dim=1)
     torch.testing.assert_close(
-        probabilities(centre.target(Scores(logits), 0.07)), expected, atol=1e-6, rtol=1e-5
+        probabilities(centre.target(Scores(logits), 0.07, 0.07)), expected, atol=1e-6, rtol=1e-5
     )
     assert torch.equal(centre.value, before)
 

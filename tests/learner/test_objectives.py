@@ -18,7 +18,7 @@ def target_of(logits: torch.Tensor, temperature: float, balanced: bool) -> Targe
         return sinkhorn_target(Scores(logits), temperature)
     centre = Centre(logits.shape[1], 0.9).to(logits.dtype)
     centre.value.copy_(torch.linspace(-1, 1, logits.shape[1]))
-    return centre.target(Scores(logits), temperature)
+    return centre.target(Scores(logits), temperature, temperature)
 
 
 def cross_entropy(q: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vpt_vision.learner import BackboneConfig, HeadConfig, Learner, LearnerConfig
-from vpt_vision.task import Masks, RenderedViews
+from vpt_vision.learner.scores import Scores
+from vpt_vision.task import Masks, RenderedViews, Targets
 
 Batch = tuple[RenderedViews, Masks]
 MakeLearner = Callable[..., Learner]
@@ -21,58 +22,97 @@ def relax(masks: Masks) -> tuple[Masks, Tensor]:
     return replace(masks, relaxed=shares), shares
 
 
-def balanced(logits: Tensor, temperature: float) -> Tensor:
-    q = torch.exp(logits / temperature)
+def aim(masks: Masks) -> Targets:
+    """Targets far from neutral, of every kind."""
+    generator = torch.Generator().manual_seed(4)
+
+    def positive(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+
+    hidden = masks.hidden.double()
+    tokens = positive(*hidden.shape)
+    count, mass = hidden.sum(-1, keepdim=True), (tokens * hidden).sum(-1, keepdim=True)
+    samples = positive(hidden.shape[1])
+    return Targets(
+        token_weights=torch.where(count > 0, tokens * count / mass, tokens),
+        sample_weights=samples / samples.mean(),
+        temperature=positive(hidden.shape[1]),
+        mix=positive(3, hidden.shape[1]),
+    )
+
+
+def balanced(logits: Tensor, temperature: Tensor) -> Tensor:
+    q = torch.exp(logits / temperature[:, None])
     for _ in range(3):
         q = q / q.sum(0, keepdim=True) / q.shape[1]
         q = q / q.sum(1, keepdim=True) / q.shape[0]
     return q * len(q)
 
 
+def outright(scores: Scores) -> Tensor:
+    if scores.prototypes is None:
+        return scores.rows
+    return scores.rows @ (scores.prototypes / scores.prototypes.norm(dim=1, keepdim=True)).T
+
+
 def term_by_term(
-    learner: Learner, views: RenderedViews, masks: Masks, temperature: float
+    learner: Learner, views: RenderedViews, masks: Masks, temperature: float, targets: Targets | None
 ) -> dict[str, Tensor]:
     globals_, batch = masks.hidden.shape[:2]
+    weights = {"dino": torch.ones(batch), "ibot": torch.ones(batch), "gram": torch.ones(batch)}
+    token_weights, sharpness = torch.ones(masks.hidden.shape), torch.ones(batch).double()
+    if targets is not None:
+        token_weights, sharpness = targets.token_weights, targets.temperature
+        for sample in range(batch):
+            odds = dict(zip(("dino", "ibot", "gram"), targets.mix[:, sample].tolist(), strict=True))
+            kept = sum(learner.weights[term] for term in odds)
+            mass = sum(learner.weights[term] * factor for term, factor in odds.items())
+            for term, factor in odds.items():
+                weights[term][sample] = targets.sample_weights[sample] * factor * kept / mass
     student, teacher = learner.student, learner.teacher
 
     def patch_logits(network: torch.nn.Module, features: Tensor) -> Tensor:
-        return (network.patch_head or network.cls_head)(features).rows
+        return outright((network.patch_head or network.cls_head)(features))
 
     teacher_cls, teacher_patches = [], []
     student_cls: dict[tuple[int, int], Tensor] = {}
-    student_patches, shares, global_cls, gram = [], [], [], []
+    student_patches, shares, global_cls, gram, patch_sharpness = [], [], [], [], []
     for view in range(globals_):
         for sample in range(batch):
             image = views.global_views[view, sample][None]
             hidden = masks.hidden[view, sample]
             seen = teacher.backbone(image)
             answered = student.backbone(image, hidden[None])
-            teacher_cls.append(teacher.cls_head(seen.cls).rows[0])
+            teacher_cls.append(outright(teacher.cls_head(seen.cls))[0])
             teacher_patches.append(patch_logits(teacher, seen.patches[0, hidden]))
-            student_cls[view, sample] = student.cls_head(answered.cls).rows[0]
+            student_cls[view, sample] = outright(student.cls_head(answered.cls))[0]
             student_patches.append(patch_logits(student, answered.patches[0, hidden]))
-            shares += [1 / hidden.sum().item() for _ in range(hidden.sum())]
+            shares += (weights["ibot"][sample] * token_weights[view, sample, hidden] / hidden.sum()).tolist()
+            patch_sharpness += [sharpness[sample]] * int(hidden.sum())
             global_cls.append(answered.cls[0])
             if learner.anchor is not None:
                 own = torch.nn.functional.normalize(answered.patches[0], dim=-1)
                 held = torch.nn.functional.normalize(learner.anchor(image).patches[0], dim=-1)
-                gram.append((own @ own.T - held @ held.T).square().mean())
+                gram.append(weights["gram"][sample] * (own @ own.T - held @ held.T).square().mean())
     for view in range(len(views.local_views)):
         for sample in range(batch):
             answered = student.backbone(views.local_views[view, sample][None])
-            student_cls[globals_ + view, sample] = student.cls_head(answered.cls).rows[0]
+            student_cls[globals_ + view, sample] = outright(student.cls_head(answered.cls))[0]
 
-    def targets(logits: Tensor, centre: Tensor | None) -> Tensor:
+    def soft(logits: Tensor, centre: Tensor | None, factor: Tensor) -> Tensor:
         if centre is None:
-            return balanced(logits, temperature)
-        return torch.softmax((logits - centre) / temperature, dim=1)
+            return balanced(logits, temperature * factor)
+        return torch.softmax(logits / temperature / factor[:, None] - centre / temperature, dim=1)
 
     ema = learner.config.centring == "ema"
-    q_cls = targets(torch.stack(teacher_cls), learner.cls_centre.value if ema else None)
-    q_patches = targets(torch.cat(teacher_patches), learner.patch_centre.value if ema else None)
+    of_views = sharpness.repeat(globals_)
+    q_cls = soft(torch.stack(teacher_cls), learner.cls_centre.value if ema else None, of_views)
+    of_patches = torch.stack(patch_sharpness)
+    q_patches = soft(torch.cat(teacher_patches), learner.patch_centre.value if ema else None, of_patches)
     log_p_patches = torch.log_softmax(torch.cat(student_patches) / 0.1, dim=1)
     pairs = [
-        -(q_cls[view * batch + sample] * torch.log_softmax(logits / 0.1, dim=0)).sum()
+        -weights["dino"][sample]
+        * (q_cls[view * batch + sample] * torch.log_softmax(logits / 0.1, dim=0)).sum()
         for (other, sample), logits in student_cls.items()
         for view in range(globals_)
         if view != other
@@ -95,17 +135,20 @@ def term_by_term(
 
 @pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("aimed", [False, True])
+@pytest.mark.parametrize("store_scores", [False, True])
 def test_terms_equal_those_taken_one_by_one(
-    make_learner: MakeLearner, batch: Batch, centring: str, shared: bool
+    make_learner: MakeLearner, batch: Batch, centring: str, shared: bool, aimed: bool, store_scores: bool
 ) -> None:
     weights = {"dino_weight": 0.7, "ibot_weight": 1.3, "koleo_weight": 0.2, "gram_weight": 2.0}
-    learner = make_learner(centring=centring, shared=shared, **weights)
+    learner = make_learner(centring=centring, shared=shared, store_scores=store_scores, **weights)
     if learner.cls_centre is not None and learner.patch_centre is not None:
         learner.cls_centre.value.normal_()
         learner.patch_centre.value.normal_()
-    losses = learner(*batch, 0.05)
+    targets = aim(batch[1]) if aimed else None
+    losses = learner(*batch, 0.05, targets or Targets())
     with torch.no_grad():
-        expected = term_by_term(learner, *batch, 0.05)
+        expected = term_by_term(learner, *batch, 0.05, targets)
     assert losses.terms.keys() == expected.keys()
     for term, value in expected.items():
         torch.testing.assert_close(losses.terms[term], value, atol=1e-6, rtol=1e-6)
@@ -114,6 +157,66 @@ def test_terms_equal_those_taken_one_by_one(
     for term, per_sample in losses.per_sample.items():
         assert per_sample.shape == (4,)
         torch.testing.assert_close(per_sample.mean(), losses.terms[term])
+
+
+@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
+@pytest.mark.parametrize("store_scores", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_neutral_targets_change_no_bit(
+    make_learner: MakeLearner, batch: Batch, centring: str, store_scores: bool, dense: bool
+) -> None:
+    learner = make_learner(centring=centring, store_scores=store_scores, gram_weight=0.7).float()
+    views = RenderedViews(*(view.float() for view in batch[0]))
+    masks = replace(batch[1], relaxed=batch[1].hidden.float()) if dense else batch[1]
+    globals_, samples, tokens = masks.hidden.shape
+    neutral = Targets(
+        torch.ones(globals_, samples, tokens),
+        torch.ones(samples),
+        torch.ones(samples),
+        torch.ones(3, samples),
+    )
+    found = []
+    for targets in (Targets(), neutral):
+        losses = learner(views, masks, 0.07, targets)
+        gradients = torch.autograd.grad(losses.total, list(learner.student.parameters()), allow_unused=True)
+        found.append([losses.total, *losses.terms.values(), *(g for g in gradients if g is not None)])
+    assert len(found[0]) > 20
+    assert all(torch.equal(plain, ones) for plain, ones in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("store_scores", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_losses_are_differentiable_in_the_targets(
+    make_learner: MakeLearner, batch: Batch, store_scores: bool, dense: bool
+) -> None:
+    """With a running centre, for Sinkhorn's potentials are held and central differences would move them."""
+    learner = make_learner(centring="ema", store_scores=store_scores, gram_weight=1.0)
+    assert learner.cls_centre is not None and learner.patch_centre is not None
+    learner.cls_centre.value.normal_()
+    learner.patch_centre.value.normal_()
+    views, masks = batch
+    if dense:
+        masks = replace(masks, relaxed=masks.hidden.double())
+    start = aim(masks)
+
+    def total(targets: Targets) -> Tensor:
+        return learner(views, masks, 0.3, targets).total
+
+    for field in ("token_weights", "sample_weights", "temperature", "mix"):
+        leaf = getattr(start, field).clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(total(replace(start, **{field: leaf})), leaf)
+        assert gradient.isfinite().all()
+        if field == "token_weights":
+            assert (gradient[~masks.hidden] == 0).all()
+        with torch.no_grad():
+            for place in (0, leaf.numel() // 2, leaf.numel() - 1):
+                bump = torch.zeros_like(leaf)
+                bump.view(-1)[place] = 1e-5
+                above, below = (total(replace(start, **{field: leaf + sign * bump})) for sign in (1, -1))
+                expected = (above - below) / 2e-5
+                torch.testing.assert_close(gradient.view(-1)[place], expected, rtol=1e-5, atol=1e-8)
+        if field == "mix":  # a common factor says nothing
+            torch.testing.assert_close((gradient * leaf.detach()).sum(0), torch.zeros(4).double())
 
 
 def test_student_and_teacher_start_equal_and_the_teacher_stays_in_eval_mode() -> None:

@@ -176,8 +176,9 @@ def test_the_learner_trains_on_a_task_without_the_designers_graph(tiny_settings,
     forward = trainer.learner.forward
     monkeypatch.setattr(trainer.learner, "forward", lambda *args: seen.append(args) or forward(*args))
     trainer.train_step(next(iter(trainer.loader)))
-    views, masks, _ = seen[0]
+    views, masks, _, targets = seen[0]
     assert masks.relaxed is None
+    assert not targets.requires_grad
     assert not any(view.requires_grad for view in views)
 
 

@@ -9,11 +9,11 @@ from vpt_vision import collectives
 from vpt_vision.learner.scores import Scores, Target
 
 
-def sinkhorn_target(scores: Scores, temperature: float, fitted: Tensor | None = None) -> Target:
+def sinkhorn_target(scores: Scores, temperature: float | Tensor, fitted: Tensor | None = None) -> Target:
     """Balance the prototypes over the rows of all ranks (SwAV, Caron et al. 2020; DINOv2, section 4).
 
     `fitted` [M] bool: the rows that count in the balance. The others are normalised under its column
-    potentials, as a row that comes later would be.
+    potentials, as a row that comes later would be. `temperature` is one for all rows or [M].
     """
     weights = None if fitted is None else fitted.float()
     return Target(scores, scores.balanced(temperature, weights), temperature)
@@ -29,9 +29,13 @@ class Centre(nn.Module):
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(prototypes))
 
-    def target(self, scores: Scores, temperature: float) -> Target:
-        """Return softmax((scores - centre) / temperature) as a target; the centre stays as it is."""
-        return Target(scores, scores.centred(temperature, self.value), temperature)
+    def target(self, scores: Scores, temperature: float | Tensor, usual: float) -> Target:
+        """Return softmax(scores / temperature - centre / usual temperature) as a target.
+
+        Where each row [M] has a temperature of its own the centre keeps the usual one, as Sinkhorn's column
+        potentials are the same for all rows. The centre stays as it is.
+        """
+        return Target(scores, scores.centred(temperature, self.value, usual), temperature)
 
     @torch.no_grad()
     def update(self, scores: Scores) -> None:

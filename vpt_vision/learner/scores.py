@@ -46,8 +46,11 @@ class Scores:
         total = self.rows.sum(0)
         return total if self.prototypes is None else similarities(total, self.prototypes, self.weight_norm)
 
-    def balanced(self, temperature: float, weights: Tensor | None) -> Potentials:
-        """Return Sinkhorn-Knopp's potentials over the tokens of all ranks, weighed by `weights` [M]."""
+    def balanced(self, temperature: float | Tensor, weights: Tensor | None) -> Potentials:
+        """Return Sinkhorn-Knopp's potentials over the tokens of all ranks, weighed by `weights` [M].
+
+        `temperature` is one for all tokens or [M].
+        """
         group = collectives.group()
         if self.prototypes is None:
             return sinkhorn_potentials(self.rows, temperature, weights=weights, group=group)
@@ -60,12 +63,20 @@ class Scores:
             weight_norm=self.weight_norm,
         )
 
-    def centred(self, temperature: float, centre: Tensor) -> Potentials:
-        """Return the potentials of softmax((scores - centre [K]) / temperature)."""
+    def centred(self, temperature: float | Tensor, centre: Tensor, usual: float) -> Potentials:
+        """Return the potentials of softmax(scores / temperature - centre [K] / usual temperature).
+
+        `temperature` is one for all tokens or [M].
+        """
         if self.prototypes is None:
-            return centre_potentials(self.rows, temperature, centre)
+            return centre_potentials(self.rows, temperature, centre, centre_temperature=usual)
         return prototype_centre_potentials(
-            self.rows, self.prototypes, temperature, centre, weight_norm=self.weight_norm
+            self.rows,
+            self.prototypes,
+            temperature,
+            centre,
+            centre_temperature=usual,
+            weight_norm=self.weight_norm,
         )
 
 
@@ -79,8 +90,8 @@ class Target(NamedTuple):
     """Soft targets q = exp(scores / temperature + row + column) of M tokens; each row of q sums to 1."""
 
     scores: Scores  # the teacher's
-    potentials: Potentials  # row [M] and column [K], fp32
-    temperature: float
+    potentials: Potentials  # row [M] and column [K], fp32, held
+    temperature: float | Tensor  # of all tokens, or [M]; may carry the designer's gradient
 
 
 def distillation_loss(

@@ -14,10 +14,12 @@ from vpt_vision.learner.centring import Centre, sinkhorn_target
 from vpt_vision.learner.gram import gram_loss
 from vpt_vision.learner.heads import HeadConfig, ProjectionHead
 from vpt_vision.learner.koleo import koleo_loss
-from vpt_vision.learner.objectives import dino_loss, ibot_loss
+from vpt_vision.learner.objectives import dino_loss, ibot_loss, sample_factors
 from vpt_vision.learner.scores import Scores, Target
 from vpt_vision.schema import Config
-from vpt_vision.task import Masks, RenderedViews
+from vpt_vision.task import Masks, RenderedViews, Targets
+
+_NEUTRAL = Targets()
 
 
 class LearnerConfig(Config):
@@ -77,8 +79,8 @@ class Network(nn.Module):
         return both.part(slice(len(cls))), both.part(slice(len(cls), None))
 
 
-class Targets(NamedTuple):
-    """What the teacher sets for one batch. Without gradient."""
+class TeacherTargets(NamedTuple):
+    """What the teacher sets for one batch; without gradient but for the temperatures' to the designer."""
 
     cls: Target  # G·B rows, view by view
     patches: Target | None  # rows as in Outputs.patches
@@ -104,8 +106,8 @@ class TrunkState(NamedTuple):
 class Losses(NamedTuple):
     """One batch's losses."""
 
-    total: Tensor  # fp32 scalar: the weighted sum of the terms
-    terms: dict[str, Tensor]  # fp32 scalars, unweighted: those of dino, ibot, koleo, gram that have a weight
+    total: Tensor  # fp32 scalar: the terms' sum with the learner's weights
+    terms: dict[str, Tensor]  # fp32 scalars, as the task weighs them: of the terms that the learner has
     per_sample: dict[str, Tensor]  # [B] fp32 for dino and ibot; their means are the terms
 
 
@@ -140,35 +142,40 @@ class Learner(nn.Module):
             self.anchor.eval()
         return self
 
-    def forward(self, views: RenderedViews, masks: Masks, temperature: float) -> Losses:
+    def forward(
+        self, views: RenderedViews, masks: Masks, temperature: float, targets: Targets = _NEUTRAL
+    ) -> Losses:
         """Return the losses of one batch; in training mode the running centres then move.
 
-        `temperature` is the teacher's.
+        `temperature` is the teacher's, `targets` those of the task.
         """
-        targets = self.teacher_targets(views.global_views, masks, temperature)
-        losses = self.losses(self.student_outputs(views, masks), targets, masks)
+        teacher = self.teacher_targets(views.global_views, masks, temperature, targets)
+        losses = self.losses(self.student_outputs(views, masks), teacher, masks, targets)
         if self.training:
-            self.update_centre(targets)
+            self.update_centre(teacher)
         return losses
 
-    @torch.no_grad()
-    def teacher_targets(self, global_views: Tensor, masks: Masks, temperature: float) -> Targets:
+    def teacher_targets(
+        self, global_views: Tensor, masks: Masks, temperature: float, targets: Targets = _NEUTRAL
+    ) -> TeacherTargets:
         """Return the teacher's targets for the unmasked `global_views` [G, B, 3, S, S].
 
         Patch targets are those of the hidden tokens; with relaxed masks those of every token, balanced
-        over the hidden ones.
+        over the hidden ones. `targets.temperature` multiplies `temperature`, image by image: the only way
+        that a gradient leads back from here.
         """
-        images = global_views.flatten(0, 1)
-        features = self.teacher.backbone(images)
-        cls, patches = self.teacher.project(features.cls, self._patch_rows(features, masks))
+        of_views, of_patches = _temperatures(temperature, targets.temperature, masks)
+        with torch.no_grad():
+            images = global_views.flatten(0, 1)
+            features = self.teacher.backbone(images)
+            cls, patches = self.teacher.project(features.cls, self._patch_rows(features, masks))
+            gram = None if self.anchor is None else self.anchor(images).patches
         patch_target = None
         if patches is not None:
             fitted = None if masks.relaxed is None else masks.hidden.flatten()
-            patch_target = self._target(patches, temperature, self.patch_centre, fitted)
-        return Targets(
-            cls=self._target(cls, temperature, self.cls_centre),
-            patches=patch_target,
-            gram=None if self.anchor is None else self.anchor(images).patches,
+            patch_target = self._target(patches, of_patches, temperature, self.patch_centre, fitted)
+        return TeacherTargets(
+            cls=self._target(cls, of_views, temperature, self.cls_centre), patches=patch_target, gram=gram
         )
 
     def student_outputs(self, views: RenderedViews, masks: Masks) -> Outputs:
@@ -196,21 +203,29 @@ class Learner(nn.Module):
         local_features = None if state.local_views is None else backbone.tail(state.local_views, parameters)
         return self._answer(backbone.tail(state.global_views, parameters), local_features, state.masks)
 
-    def losses(self, outputs: Outputs, targets: Targets, masks: Masks) -> Losses:
-        """Return the losses of the student's answers."""
+    def losses(
+        self, outputs: Outputs, teacher: TeacherTargets, masks: Masks, targets: Targets = _NEUTRAL
+    ) -> Losses:
+        """Return the losses of the student's answers, weighed as the task's `targets` say."""
         temperature = self.config.student_temperature
         batch = masks.hidden.shape[1]
         terms, per_sample = {}, {}
         if "dino" in self.weights:
-            per_sample["dino"] = dino_loss(outputs.cls, targets.cls, batch, temperature)
-        if outputs.patches is not None and targets.patches is not None:
-            per_sample["ibot"] = ibot_loss(outputs.patches, targets.patches, masks, temperature)
+            per_sample["dino"] = dino_loss(outputs.cls, teacher.cls, batch, temperature)
+        if outputs.patches is not None and teacher.patches is not None:
+            per_sample["ibot"] = ibot_loss(
+                outputs.patches, teacher.patches, masks, temperature, targets.token_weights
+            )
+        factors = sample_factors(targets, self.weights)
+        for term in per_sample.keys() & factors.keys():
+            per_sample[term] = per_sample[term] * factors[term]
         terms.update({term: losses.mean() for term, losses in per_sample.items()})
         if "koleo" in self.weights:
             views = outputs.global_features.cls.view(-1, batch, self.student.backbone.dim)
             terms["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
-        if targets.gram is not None:
-            terms["gram"] = gram_loss(outputs.global_features.patches, targets.gram).mean()
+        if teacher.gram is not None:
+            gram = gram_loss(outputs.global_features.patches, teacher.gram)  # [G·B]
+            terms["gram"] = (gram * factors["gram"].repeat(len(masks.hidden)) if factors else gram).mean()
         total = torch.stack([weight * terms[term] for term, weight in self.weights.items()]).sum()
         return Losses(total, terms, per_sample)
 
@@ -221,12 +236,12 @@ class Learner(nn.Module):
         student: list[Tensor] = list(self.student.parameters())
         torch._foreach_lerp_(teacher, student, 1 - momentum)
 
-    def update_centre(self, targets: Targets) -> None:
+    def update_centre(self, teacher: TeacherTargets) -> None:
         """Move the running centres, if any, after a training step (whose masks are not relaxed)."""
         if self.cls_centre is not None:
-            self.cls_centre.update(targets.cls.scores)
-        if self.patch_centre is not None and targets.patches is not None:
-            self.patch_centre.update(targets.patches.scores)
+            self.cls_centre.update(teacher.cls.scores)
+        if self.patch_centre is not None and teacher.patches is not None:
+            self.patch_centre.update(teacher.patches.scores)
 
     def prototype_parameters(self) -> list[nn.Parameter]:
         """Return the student's prototypes, which the first steps of a run leave frozen."""
@@ -250,13 +265,32 @@ class Learner(nn.Module):
         return Outputs(cls, patches, global_features)
 
     def _target(
-        self, scores: Scores, temperature: float, centre: Centre | None, fitted: Tensor | None = None
+        self,
+        scores: Scores,
+        temperature: float | Tensor,
+        usual: float,
+        centre: Centre | None,
+        fitted: Tensor | None = None,
     ) -> Target:
         if centre is not None:
-            return centre.target(scores, temperature)
+            return centre.target(scores, temperature, usual)
         return sinkhorn_target(scores, temperature, fitted)
 
 
 def _hidden_shares(masks: Masks) -> Tensor:
     """Return how far each token of each global view is hidden, [G·B, N]: bool, or relaxed fp32."""
     return (masks.hidden if masks.relaxed is None else masks.relaxed).flatten(0, 1)
+
+
+def _temperatures(usual: float, factor: Tensor | None, masks: Masks) -> tuple[float | Tensor, float | Tensor]:
+    """Return the teacher's temperature of each global view [G·B] and of each patch that iBOT compares.
+
+    `factor` is [B]; where there is none both are the usual one.
+    """
+    if factor is None:
+        return usual, usual
+    views, batch, tokens = masks.hidden.shape
+    each = (usual * factor).expand(views, batch)
+    if masks.relaxed is None:
+        return each.flatten(), each.flatten().index_select(0, masks.index // tokens)
+    return each.flatten(), each[..., None].expand(views, batch, tokens).flatten()

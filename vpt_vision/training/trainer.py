@@ -92,7 +92,7 @@ class Trainer:
                 task, self.renderer(images, task), keys, self.learner, scheduled.teacher_temperature
             )
         with self._autocast():
-            losses = self.learner(views, task.masks, scheduled.teacher_temperature)
+            losses = self.learner(views, task.masks, scheduled.teacher_temperature, task.targets)
         report = self.optimiser.step(losses.total, scheduled)
         self.learner.update_teacher(scheduled.momentum)
         if self.value_step is not None and self.value_step.due(step):

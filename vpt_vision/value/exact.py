@@ -18,12 +18,12 @@ def exact_value(setting: Setting, task: Task, views: RenderedViews, u: Direction
     only backend with a double backward.
     """
     learner = setting.learner
-    with torch.no_grad():
-        targets = learner.teacher_targets(views.global_views, task.masks, setting.temperature)
+    teacher = learner.teacher_targets(views.global_views, task.masks, setting.temperature, task.targets)
     tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
     along_u = [u[name] for name in tail]
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        losses = learner.losses(learner.student_outputs(views, task.masks), targets, task.masks)
+        outputs = learner.student_outputs(views, task.masks)
+        losses = learner.losses(outputs, teacher, task.masks, task.targets)
         values = {}
         for term, loss in losses.terms.items():
             gradient = torch.autograd.grad(

@@ -25,18 +25,19 @@ def finite_difference_value(
     """
     learner = setting.learner
     with torch.no_grad():
-        targets = learner.teacher_targets(views.global_views, task.masks, setting.temperature)
         tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
         theta = {name: parameter.detach() for name, parameter in tail.items()}
         u_norm = inner(u, u).sqrt().clamp(min=1e-12)  # u = 0 gives V = 0, not 0/0
         epsilon = rho * inner(theta, theta).sqrt() / u_norm
 
+    teacher = learner.teacher_targets(views.global_views, task.masks, setting.temperature, task.targets)
     trunk = learner.student_trunk(views, task.masks, setting.tail_blocks)
 
     def terms_at(step: Tensor) -> dict[str, Tensor]:
         moved = {name: theta[name] + step * u[name] for name in theta}
         with torch.autocast(setting.images.device.type, enabled=False):
-            return learner.losses(learner.student_tail(trunk, moved), targets, task.masks).terms
+            outputs = learner.student_tail(trunk, moved)
+            return learner.losses(outputs, teacher, task.masks, task.targets).terms
 
     above, below = terms_at(epsilon), terms_at(-epsilon)
     return {term: (above[term] - below[term]) / (2 * epsilon) for term in above}

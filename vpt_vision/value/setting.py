@@ -17,8 +17,9 @@ class Setting:
     An estimator takes (setting, task, the task's rendered views, u) and returns
     V_k(φ) = ⟨u, ∇_{θ_S} L_k(θ; c_φ(x))⟩ as a scalar for each term k of the learner's loss, unweighted, with
     u = ∇_{θ_S} L_down (Ke & Fanti, arXiv 2601.22108). A learner's step θ - lr ∇L_k lowers L_down by lr V_k to
-    first order: larger is better. V_k is differentiable in `task.masks.relaxed` where the task has it, and in
-    the views as the student sees them.
+    first order: larger is better. V_k is differentiable in `task.masks.relaxed` where the task has it, in
+    `task.targets` (the potentials that balance the teacher's targets being held), and in the views as the
+    student sees them.
 
     The learner is expected in eval mode; no estimator changes it or writes to a `.grad`.
     """

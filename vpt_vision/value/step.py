@@ -161,7 +161,7 @@ class ValueStep:
     def _values(self, setting: Setting, refined: Refined, u: Direction) -> dict[str, Tensor]:
         """V_k of each loss term; with a graph where one leads back to the designer."""
         task, views, _ = refined
-        leads_back = task.masks.relaxed is not None or any(view.requires_grad for view in views)
+        leads_back = task.has_gradient or any(view.requires_grad for view in views)
         with torch.set_grad_enabled(leads_back and torch.is_grad_enabled()):
             if self.plan.exact:
                 return exact_value(setting, task, views, u)
