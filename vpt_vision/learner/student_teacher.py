@@ -85,6 +85,7 @@ class TeacherTargets(NamedTuple):
     cls: Target  # G·B rows, view by view
     patches: Target | None  # rows as in Outputs.patches
     gram: Tensor | None  # [G·B, N, D]: patches of the anchor
+    features: Tensor  # [G·B, D]: the teacher's class tokens, before the head
 
 
 class Outputs(NamedTuple):
@@ -109,6 +110,7 @@ class Losses(NamedTuple):
     total: Tensor  # fp32 scalar: the terms' sum with the learner's weights
     terms: dict[str, Tensor]  # fp32 scalars, as the task weighs them: of the terms that the learner has
     per_sample: dict[str, Tensor]  # [B] fp32 for dino and ibot; their means are the terms
+    teacher: TeacherTargets  # what they were taken against
 
 
 class Learner(nn.Module):
@@ -175,7 +177,10 @@ class Learner(nn.Module):
             fitted = None if masks.relaxed is None else masks.hidden.flatten()
             patch_target = self._target(patches, of_patches, temperature, self.patch_centre, fitted)
         return TeacherTargets(
-            cls=self._target(cls, of_views, temperature, self.cls_centre), patches=patch_target, gram=gram
+            cls=self._target(cls, of_views, temperature, self.cls_centre),
+            patches=patch_target,
+            gram=gram,
+            features=features.cls,
         )
 
     def student_outputs(self, views: RenderedViews, masks: Masks) -> Outputs:
@@ -227,7 +232,7 @@ class Learner(nn.Module):
             gram = gram_loss(outputs.global_features.patches, teacher.gram)  # [G·B]
             terms["gram"] = (gram * factors["gram"].repeat(len(masks.hidden)) if factors else gram).mean()
         total = torch.stack([weight * terms[term] for term, weight in self.weights.items()]).sum()
-        return Losses(total, terms, per_sample)
+        return Losses(total, terms, per_sample, teacher)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -21,6 +21,11 @@ class CheckpointConfig(Config):
 
     every: int = Field(1000, ge=1, description="steps between checkpoints; the last step always writes one")
     keep: int = Field(2, ge=1, description="how many of the newest checkpoints stay on disk")
+    designers: int = Field(
+        6,
+        ge=0,
+        description="states of a learned designer kept for pictures, evenly over the run; a few 100 kB",
+    )
 
 
 class Checkpoints:

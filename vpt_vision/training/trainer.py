@@ -22,12 +22,17 @@ from vpt_vision.feedback import build_feedback
 from vpt_vision.learner import Learner
 from vpt_vision.task import Keys
 from vpt_vision.training.checkpoint import Checkpoints
+from vpt_vision.training.clock import TrainingClock
+from vpt_vision.training.collapse import CollapseWatch
+from vpt_vision.training.designer_history import keep_designer, kept_after
+from vpt_vision.training.environment import note_environment
 from vpt_vision.training.interrupts import Interrupts
 from vpt_vision.training.log import Log
 from vpt_vision.training.meter import Meter
 from vpt_vision.training.optimiser import LearnerOptimiser
 from vpt_vision.training.run_folder import BACKBONE_FILE, CHECKPOINT_FOLDER, claim, newest_state
 from vpt_vision.training.schedules import scheduled_values
+from vpt_vision.training.step_timer import StepTimer
 from vpt_vision.value import ValueStep
 
 PATIENCE = 100  # steps in a row that may be skipped for a loss that is not finite
@@ -76,6 +81,9 @@ class Trainer:
         )
         self.optimiser = LearnerOptimiser(self.learner, config.optimiser)
         self.meter = Meter(config.batch_size, config.steps)
+        self.clock = TrainingClock(self.device)
+        self.timer = StepTimer(self.device)
+        self.collapse = CollapseWatch(config.steps)
         self.value_step = self._value_step()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -86,19 +94,22 @@ class Trainer:
         images = batch.images.to(self.device, non_blocking=True)
         torch.manual_seed((config.seed << 32) + step)  # stochastic depth draws from the global generator
 
-        with torch.no_grad(), self._autocast():
+        with self.timer("task"), torch.no_grad(), self._autocast():
             task = self.designer(images, keys)
             task, views, _ = self.designer.refine(
                 task, self.renderer(images, task), keys, self.learner, scheduled.teacher_temperature
             )
-        with self._autocast():
+        with self.timer("forward"), self._autocast():
             losses = self.learner(views, task.masks, scheduled.teacher_temperature, task.targets)
-        report = self.optimiser.step(losses.total, scheduled)
-        self.learner.update_teacher(scheduled.momentum)
+        with self.timer("update"):
+            report = self.optimiser.step(losses.total, scheduled)
+            self.learner.update_teacher(scheduled.momentum)
         if self.value_step is not None and self.value_step.due(step):
-            self.value_step(images, keys, scheduled.teacher_temperature)
+            with self.timer("value"):
+                self.value_step(images, keys, scheduled.teacher_temperature)
 
         self.steps_done += 1
+        self.collapse.add(losses.teacher)
         terms = {name: term.detach() for name, term in losses.terms.items()}
         return {"loss": losses.total.detach(), **terms, **report}
 
@@ -126,10 +137,14 @@ class Trainer:
                 log.say(f"{output}: backbone: {self.learner.student.backbone.weights_report}.")
             else:
                 log.say(f"{output}: going on from step {start} of {config.steps}.")
+            note_environment(output, self.device, start)
+            kept = kept_after(config.steps, config.checkpoint.designers) if self.designer_learns else set()
             batches = iter(self.loader)
             self.meter.restart_clock()
+            self.clock.start()
             while self.steps_done < config.steps and interrupts.received is None:
-                batch = next(batches)
+                with self.timer("data"):
+                    batch = next(batches)
                 for unreadable in batch.unreadable:
                     log.say(f"skipped an image that cannot be read: {unreadable}")
                 self.meter.add(self.train_step(batch))
@@ -139,9 +154,16 @@ class Trainer:
                     record = self._record()
                     log.write(record)
                     self._expect_progress(record)
+                    if (news := self.collapse.judge(record)) is not None:
+                        log.say(f"{output}: step {self.steps_done}: {news}")
+                if self.steps_done in kept:
+                    with self.clock.paused():
+                        keep_designer(output, self.steps_done, self.designer)
                 if last or interrupts.received is not None or self.steps_done % config.checkpoint.every == 0:
-                    save_backbone(self.learner.teacher.backbone, output / BACKBONE_FILE, self.renderer)
-                    checkpoints.save(self.steps_done, self.state_dict())
+                    with self.clock.paused():
+                        save_backbone(self.learner.teacher.backbone, output / BACKBONE_FILE, self.renderer)
+                        checkpoints.save(self.steps_done, self.state_dict())
+            self.clock.stop()
             worst = self.loader.worst_shards()
             if worst:
                 log.say(f"{output}: images that cannot be read, by shard: {worst}.")
@@ -150,6 +172,11 @@ class Trainer:
                     f"{output}: stopped after step {self.steps_done}; the same command goes on from there."
                 )
         return TrainingResult(output, self.steps_done, interrupts.received)
+
+    @property
+    def designer_learns(self) -> bool:
+        """Whether the designer has anything that training changes."""
+        return any(True for _ in self.designer.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; random numbers are keyed by the step and need none."""
@@ -162,6 +189,8 @@ class Trainer:
             "value": None if self.value_step is None else self.value_step.state_dict(),
             "loader": self.loader.state_dict(),
             "meter": self.meter.state_dict(),
+            "collapse": self.collapse.state_dict(),
+            "training_seconds": self.clock.seconds,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
@@ -175,6 +204,8 @@ class Trainer:
             self.value_step.load_state_dict(state["value"])
         self.loader.load_state_dict(state["loader"])
         self.meter.load_state_dict(state["meter"], self.device)
+        self.collapse.load_state_dict(state["collapse"], self.device)
+        self.clock.load(state["training_seconds"])
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def _autocast(self) -> torch.autocast:
@@ -223,6 +254,9 @@ class Trainer:
         return {
             "step": self.steps_done,
             **self.meter.read(self.steps_done),
+            **self.collapse.read(),
+            **self.timer.read(),
+            "training_seconds": self.clock.seconds,
             "value": None,
             **{name: float(number) for name, number in values.items()},
             **scheduled_values(self.config.schedule, self.steps_done - 1, self.config.steps)._asdict(),
