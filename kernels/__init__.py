@@ -9,12 +9,13 @@ only when a CUDA tensor first comes, so they serve any DINO-like trainer.
 from .blend_views import Blend, blend_views
 from .block_masks import block_masks
 from .masked_distillation_loss import masked_distillation_loss
+from .packed_images import PackedImages
 from .packing import PackedMasks, pack_masks
 from .photometrics import Photometrics
 from .plackett_luce import plackett_luce_log_prob
 from .prototype_loss import prototype_centre_potentials, prototype_loss, prototype_potentials
 from .random import keyed_uniform
-from .render_views import PackedImages, render_views
+from .render_views import render_views
 from .sample_masks import MaskSample, sample_masks
 from .sinkhorn_potentials import Potentials, centre_potentials, sinkhorn_potentials
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import BOOLEAN, FLOATS, INTEGER, expect
+from .packed_images import PackedImages
 from .photometrics import Photometrics, apply_photometrics, photometrics_gradients
 
 _RADIUS = {"bilinear": 1, "bicubic": 2}  # of the resampling filter, pixels
@@ -19,44 +20,6 @@ _CHUNK = 2**20  # elements of the views rendered at once, so that memory does no
 _CACHED = 2**18  # elements between the two passes of a resize, so that they stay in a processor's cache
 _BLOCK = 32  # columns of the source; a resize reads only the blocks that a box touches
 _SLACK = 0.01  # pixels by which rounding may carry a box over the border
-
-
-class PackedImages(NamedTuple):
-    """B images of different sizes, end to end, each [H, W, 3] as decoders give them."""
-
-    pixels: Tensor  # uint8 [total]
-    offsets: Tensor  # int64 [B]: where in pixels each image starts
-    heights: Tensor  # int64 [B]
-    widths: Tensor  # int64 [B]
-
-    @classmethod
-    def pack(cls, images: Sequence[Tensor], *, channels_first: bool = False) -> PackedImages:
-        """Copy uint8 images [H, W, 3], or [3, H, W] with `channels_first`, of one device into one tensor.
-
-        Raises:
-            TypeError, ValueError: an image has another dtype, shape or device than the first, or is empty.
-        """
-        if channels_first:
-            for image in images:
-                expect(
-                    "PackedImages.pack", "each image", image, (torch.uint8,), (3, "H", "W"), images[0].device
-                )
-            images = [image.permute(1, 2, 0) for image in images]
-        for image in images:
-            expect("PackedImages.pack", "each image", image, (torch.uint8,), ("H", "W", 3), images[0].device)
-            if image.numel() == 0:
-                raise ValueError(f"PackedImages.pack: an image must not be empty, got {list(image.shape)}.")
-        device = images[0].device if images else None
-        heights = torch.tensor([image.shape[0] for image in images], dtype=torch.int64)
-        widths = torch.tensor([image.shape[1] for image in images], dtype=torch.int64)
-        lengths = 3 * heights * widths
-        flat = [image.reshape(-1) for image in images]
-        pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-        return cls(pixels, *(field.to(device) for field in (lengths.cumsum(0) - lengths, heights, widths)))
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedImages:
-        """Give the same images on `device`."""
-        return PackedImages(*(field.to(device, non_blocking=non_blocking) for field in self))
 
 
 def render_views(
@@ -106,7 +69,7 @@ def render_views(
             (boxes, orders and sizes of packed images are looked at on the CPU alone).
     """
     _check(images, boxes, flips, photometrics, size, mean, std, interpolation, blur_kernel, dtype)
-    source = images if isinstance(images, PackedImages) else (images, None, None, None)
+    source = images.tensors if isinstance(images, PackedImages) else (images, None, None, None)
     return rendered_views(
         *source, boxes, flips, *photometrics, mean, std, size, interpolation, blur_kernel, dtype
     )
@@ -162,7 +125,7 @@ def _check_values(images: Tensor | PackedImages, boxes: Tensor, order: Tensor) -
     name = "render_views"
     boxes = boxes.detach()
     if isinstance(images, PackedImages):
-        pixels, offsets, heights, widths = images
+        pixels, offsets, heights, widths = images.tensors
         fits = (heights > 0) & (widths > 0) & (offsets >= 0)
         fits &= offsets + 3 * heights * widths <= len(pixels)
         if not fits.all():
@@ -348,16 +311,27 @@ def _groups(
     batch: int,
     size: int,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Give which images to render at once, and their pixels [b, 3, H, W]: packed images one by one."""
+    """Give which images to render at once, and their pixels [b, 3, H, W], a view."""
+    step = max(1, _CHUNK // (views * 3 * size**2))
     if offsets is None or heights is None or widths is None:
-        step = max(1, _CHUNK // (views * 3 * size**2))
         for start in range(0, batch, step):
             yield slice(start, start + step), pixels[start : start + step]
         return
-    sizes = zip(offsets.tolist(), heights.tolist(), widths.tolist(), strict=True)
-    for index, (offset, height, width) in enumerate(sizes):
-        image = pixels[offset : offset + 3 * height * width].view(1, height, width, 3)
-        yield slice(index, index + 1), image.permute(0, 3, 1, 2)
+    sizes = list(zip(offsets.tolist(), heights.tolist(), widths.tolist(), strict=True))
+    start = 0
+    while start < batch:  # packed images of one size that lie end to end are a tensor already
+        offset, height, width = sizes[start]
+        length = 3 * height * width
+        end = start + 1
+        while end < min(batch, start + step) and sizes[end] == (
+            offset + (end - start) * length,
+            height,
+            width,
+        ):
+            end += 1
+        images = pixels[offset : offset + (end - start) * length].view(end - start, height, width, 3)
+        yield slice(start, end), images.permute(0, 3, 1, 2)
+        start = end
 
 
 def _resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int, interpolation: str) -> Tensor:

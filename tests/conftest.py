@@ -28,8 +28,7 @@ def tiny_settings(tmp_path):
         "batch_size": 8,
         "device": "cpu",
         "data": {
-            "train": {"kind": "fashion_scenes", "split": "train", "count": 50},
-            "source_size": 32,
+            "train": {"kind": "fashion_scenes", "size": 32, "split": "train", "count": 50},
             "workers": 0,
         },
         "recipe": {
@@ -52,7 +51,7 @@ def tiny_settings(tmp_path):
         },
         "designer": {"kind": "learned", "width": 8, "learning_rate": 0.05},
         "feedback": {
-            "source": {"kind": "fashion_scenes", "split": "feedback", "count": 200},
+            "source": {"kind": "fashion_scenes", "size": 32, "split": "feedback", "count": 200},
             "head_size": 100,
             "meta_size": 60,
             "heldout_size": 40,
@@ -62,8 +61,8 @@ def tiny_settings(tmp_path):
         "checkpoint": {"every": 3},
         "log": {"every": 2, "tensorboard": False},
         "evaluation": {
-            "train": {"kind": "fashion_scenes", "split": "train", "count": 150, "seed": 1},
-            "test": {"kind": "fashion_scenes", "split": "test", "count": 60},
+            "train": {"kind": "fashion_scenes", "size": 32, "split": "train", "count": 150, "seed": 1},
+            "test": {"kind": "fashion_scenes", "size": 32, "split": "test", "count": 60},
             "image_size": 24,
         },
     }

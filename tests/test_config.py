@@ -41,6 +41,17 @@ def test_an_unknown_key_names_the_nearest(override, where, nearest):
     assert f"{where}: unknown key; the nearest known key is '{nearest}'" in errors_of(SMALL, [override])
 
 
+def test_a_key_of_an_earlier_version_is_told_what_became_of_it():
+    told = errors_of(SMALL, ["data.source_size=256"])
+    assert "data.source_size: there is no such key any more: images keep their own sizes" in told
+
+
+def test_jpegs_are_decoded_as_small_as_the_recipe_allows_unless_told_otherwise():
+    assert load_config(SMALL).shorter_side() == 496  # 96 / sqrt(0.05 * 3 / 4), above 224 / sqrt(0.32 * 3 / 4)
+    assert load_config(SMALL, ["recipe.crops.local_views=0"]).shorter_side() == 458
+    assert load_config(SMALL, ["data.shorter_side=300"]).shorter_side() == 300
+
+
 def test_all_problems_are_told_at_once():
     told = errors_of(SMALL, ["steps=0", "batch_size=many", "sed=1", "schedule.warmup=3"])
     assert "4 problems" in told

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import nn
 
+from vpt_kernels import PackedImages
 from vpt_vision.data import FashionScenes, FashionScenesConfig
 from vpt_vision.data.order import Order
 from vpt_vision.designers import CropsConfig, FixedDesigner, MasksConfig, PhotometricsConfig, RecipeConfig
@@ -38,8 +39,8 @@ SCENES = FashionScenesConfig(
     colour=0.0,
     texture=0.0,
     salient_area=(0.2, 0.45),
+    size=48,
 )
-SOURCE_SIZE = 48
 RECIPE = RecipeConfig(
     crops=CropsConfig(global_views=1, global_size=40, global_scale=(0.6, 1.0), local_views=0),
     photometrics=PhotometricsConfig(global_blur_p=(0.2,), global_solarize_p=(0.0,)),
@@ -60,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
-    scenes = FashionScenes(SCENES, SOURCE_SIZE)
+    scenes = FashionScenes(SCENES)
     order = Order(options.seed, len(scenes))
     backbone = Backbone(BACKBONE)
     head = nn.Linear(backbone.dim, len(scenes.classes))
@@ -72,7 +73,7 @@ def main() -> None:
             group.update(lr=scheduled.learning_rate, weight_decay=scheduled.weight_decay)
         index = order.samples(step * BATCH, BATCH)
         samples = [scenes[int(number)] for number in index]
-        images = torch.stack([sample.image for sample in samples])
+        images = PackedImages.pack([sample.image for sample in samples])
         labels = torch.tensor([sample.label for sample in samples])
         with torch.no_grad():
             task = designer(images, Keys(options.seed, step, torch.from_numpy(index)))

@@ -24,8 +24,6 @@ from vpt_vision.evaluation.probes import probe, summary
 from vpt_vision.loading import config_of, load_backbone, renderer_for
 from vpt_vision.training.trainer import resolve_device, train
 
-CHECKED_SIZE = 16  # pixels: what is decoded only to see whether it can be
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
@@ -82,7 +80,6 @@ def _eval(options: argparse.Namespace) -> int:
         backbone,
         config.evaluation,
         (options.probe,),
-        source_size=config.data.source_size,
         renderer=renderer_for(options.model, config),
     )[options.probe]
     for result in results:
@@ -111,7 +108,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _data_shard(options: argparse.Namespace) -> int:
-    source = open_source(options.source, options.overrides, size=CHECKED_SIZE)
+    source = open_source(options.source, options.overrides)
     report = write_shards(
         source,
         options.destination,
@@ -128,7 +125,7 @@ def _data_shard(options: argparse.Namespace) -> int:
 
 
 def _data_check(options: argparse.Namespace) -> int:
-    source = open_source(options.source, options.overrides, size=CHECKED_SIZE)
+    source = open_source(options.source, options.overrides)
     report = check(source, workers=options.workers, console=Console(stderr=True))
     print("\n".join(report.lines()))
     if options.json:
@@ -137,7 +134,7 @@ def _data_check(options: argparse.Namespace) -> int:
 
 
 def _data_show(options: argparse.Namespace) -> int:
-    source = open_source(options.source, options.overrides, size=options.size)
+    source = open_source(options.source, options.overrides, at_least=2 * options.size)
     sheet = contact_sheet(source, options.size, count=options.count, seed=options.seed)
     save_sheet(sheet, options.picture)
     print(f"{options.picture}: {min(options.count, len(source))} of {len(source)} samples.")

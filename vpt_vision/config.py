@@ -25,6 +25,11 @@ from vpt_vision.training.optimiser import OptimiserConfig
 from vpt_vision.training.schedules import ScheduleConfig
 from vpt_vision.value import ValueConfig
 
+# Keys of earlier versions, and what to do about them
+GONE = {
+    "data.source_size": "images keep their own sizes, so leave it out; fashion_scenes have a 'size' of theirs"
+}
+
 
 class RunConfig(Config):
     """Everything a run depends on. `vpt config FILE` prints it with every default filled in."""
@@ -61,6 +66,10 @@ class RunConfig(Config):
                 "images of the learner's batch"
             )
         return self
+
+    def shorter_side(self) -> int:
+        """Return the pixels of an image's shorter side that are enough for every view."""
+        return self.data.shorter_side or self.recipe.shorter_side()
 
     def renderer(self) -> Renderer:
         """The renderer of the run's views, and of the images that its probes and feedback see."""
@@ -163,6 +172,8 @@ def _sentence(details: Any, root: Any) -> str:
     location = [str(part) for part in details["loc"]]
     known, path = _walk(location, root)
     where = ".".join(path) or "config"
+    if where in GONE:
+        return f"{where}: there is no such key any more: {GONE[where]}."
     if details["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
         return (

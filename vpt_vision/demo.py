@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from vpt_kernels import PackedImages
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.data import Sample, Source, UnreadableSample, build_source
 from vpt_vision.designers import build_designer
@@ -89,7 +90,7 @@ def _check(config: RunConfig, evaluation: EvaluationConfig) -> None:
     """Refuse now what would fail only after the runs, when the probes begin."""
     Backbone(config.learner.backbone).grid(evaluation.image_size)
     for source in (evaluation.train, evaluation.test):
-        build_source(source, config.data.source_size)
+        build_source(source)
 
 
 def _measure(
@@ -100,9 +101,7 @@ def _measure(
     evaluation: EvaluationConfig,
     renderer: Renderer,
 ) -> Arm:
-    results = probe(
-        backbone, evaluation, ("knn", "linear"), source_size=config.data.source_size, renderer=renderer
-    )
+    results = probe(backbone, evaluation, ("knn", "linear"), renderer=renderer)
     return Arm(name, steps, results["knn"][0], results["linear"][0])
 
 
@@ -111,8 +110,9 @@ def _draw(
 ) -> None:
     """Draw the designer's tasks early and late, on the same images and random numbers; curves; features."""
     folder = Path(config.output)
-    samples = list(islice(_readable(build_source(evaluation.test, config.data.source_size)), PICTURED))
-    images = torch.stack([sample.image for sample in samples])
+    source = build_source(evaluation.test, config.shorter_side())
+    samples = list(islice(_readable(source), PICTURED))
+    images = PackedImages.pack([sample.image for sample in samples])
     keys = Keys(config.seed, 0, torch.tensor([sample.index for sample in samples]))
     state = newest_state(folder)
     assert state is not None, "the run has ended, so it has saved"

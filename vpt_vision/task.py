@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vpt_kernels import Photometrics, pack_masks, render_views
+from vpt_kernels import PackedImages, Photometrics, pack_masks, render_views
 
 
 class Keys(NamedTuple):
@@ -37,8 +37,15 @@ class Views:
         photometrics = Photometrics(*(field.detach() for field in self.photometrics))
         return replace(self, boxes=self.boxes.detach(), photometrics=photometrics)
 
-    def render(self, images: Tensor, *, mean: Tensor, std: Tensor, interpolation: str) -> Tensor:
-        """Render the views of uint8 `images` [B, 3, H, W] to normalised fp32 [V, B, 3, size, size]."""
+    @classmethod
+    def unchanged(cls, boxes: Tensor, size: int) -> Views:
+        """Return one view of each image, by `boxes` [B, 4], neither mirrored nor changed in colour."""
+        shape, device = (1, len(boxes)), boxes.device
+        flips = torch.zeros(shape, dtype=torch.bool, device=device)
+        return cls(size, boxes[None], flips, Photometrics.neutral(shape, device))
+
+    def render(self, images: PackedImages, *, mean: Tensor, std: Tensor, interpolation: str) -> Tensor:
+        """Render the views of `images` to normalised fp32 [V, B, 3, size, size]."""
         return render_views(
             images,
             self.boxes,
@@ -146,8 +153,8 @@ class Renderer:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
 
-    def __call__(self, images: Tensor, task: Task) -> RenderedViews:
-        """Render uint8 `images` [B, 3, H, W] as `task` says."""
+    def __call__(self, images: PackedImages, task: Task) -> RenderedViews:
+        """Render `images` as `task` says."""
         mean = torch.tensor(self.mean, device=images.device)
         std = torch.tensor(self.std, device=images.device)
         both = (
@@ -156,19 +163,16 @@ class Renderer:
         )
         return RenderedViews(*both)
 
-    def whole(self, images: Tensor, size: int) -> Tensor:
-        """Render each of uint8 `images` [B, 3, H, W] whole, as probes and feedback see it.
+    def whole(self, images: PackedImages, size: int) -> Tensor:
+        """Render the largest centred square of each image, as probes and feedback see it.
 
         Returns normalised fp32 [B, 3, size, size], resized with antialiasing and otherwise unchanged.
+        `data.maps.whole_map` shows the same of a map.
         """
-        count, _, height, width = images.shape
-        device = images.device
-        views = Views(
-            size=size,
-            boxes=torch.tensor([0.0, 0.0, height, width], device=device).expand(1, count, 4),
-            flips=torch.zeros(1, count, dtype=torch.bool, device=device),
-            photometrics=Photometrics.neutral((1, count), device),
-        )
-        mean = torch.tensor(self.mean, device=device)
-        std = torch.tensor(self.std, device=device)
+        heights, widths = images.heights.double(), images.widths.double()
+        side = torch.minimum(heights, widths)
+        boxes = torch.stack([(heights - side) / 2, (widths - side) / 2, side, side], -1).float()
+        mean = torch.tensor(self.mean, device=images.device)
+        std = torch.tensor(self.std, device=images.device)
+        views = Views.unchanged(boxes, size)
         return views.render(images, mean=mean, std=std, interpolation=self.interpolation)[0]

@@ -16,10 +16,10 @@ def test_kind_chooses_the_source(tmp_path):
         Shards: {"kind": "shards", "path": str(tmp_path / "*.tar")},
     }
     for source, train in settings.items():
-        config = DataConfig.model_validate({"train": train, "source_size": 32})
-        built = build_source(config.train, config.source_size)
+        config = DataConfig.model_validate({"train": train})
+        built = build_source(config.train, 4)
         assert type(built) is source
-        assert len(built) == 1 and built[0].image.shape == (3, 32, 32)
+        assert len(built) == 1 and built[0].image.shape == (*(2 * [64 if source is FashionScenes else 8]), 3)
 
 
 def test_unknown_kind():

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as tv
 
+from vpt_kernels import PackedImages
 from vpt_vision.data.decode import decode
 from vpt_vision.data.source import UnreadableSample
+from vpt_vision.task import Renderer
 
 RNG = np.random.default_rng(0)
 # What a viewer does to the stored pixels, by EXIF orientation: EXIF 2.32, tag 274, in numpy's words.
@@ -36,26 +37,15 @@ def smooth(height, width):
     return np.stack([(wave * 100 + 128).astype(np.uint8) for wave in waves], -1)
 
 
-def centre_square(pixels):
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[top : top + side, left : left + side]
-
-
-def hwc(decoded):
-    return decoded.image.permute(1, 2, 0).numpy()
-
-
 class TestModes:
     """Every mode becomes RGB uint8 with the colours a person would see."""
 
     pixels = RNG.integers(0, 256, (16, 16, 3), np.uint8)
 
     def check(self, data, expected, tolerance=0):
-        image = decode("x", 16, data).image
-        assert image.shape == (3, 16, 16) and image.dtype == torch.uint8 and image.is_contiguous()
-        got = image.permute(1, 2, 0).numpy().astype(int)
+        image = decode("x", data).image
+        assert image.shape == (16, 16, 3) and image.dtype == torch.uint8 and image.is_contiguous()
+        got = image.numpy().astype(int)
         assert np.abs(got - expected).max() <= tolerance
 
     @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
@@ -102,21 +92,11 @@ class TestModes:
 
 
 class TestGeometry:
-    @pytest.mark.parametrize(
-        ("height", "width", "size"), [(96, 48, 16), (40, 120, 20), (64, 64, 48), (10, 30, 25)]
-    )
-    def test_is_resize_of_the_shorter_side_and_centre_crop(self, height, width, size):
+    @pytest.mark.parametrize(("height", "width"), [(24, 40), (31, 17), (1, 9)])
+    def test_keeps_its_own_size(self, height, width):
         pixels = smooth(height, width)
-        scale = size / min(height, width)
-        whole = [round(height * scale), round(width * scale)]
-        reference = tv.center_crop(
-            tv.resize(
-                torch.from_numpy(pixels).permute(2, 0, 1), whole, tv.InterpolationMode.BICUBIC, antialias=True
-            ),
-            [size, size],
-        )
-        difference = decode("x", size, encode(pixels)).image.int() - reference.int()
-        assert difference.abs().max() <= 1
+        for at_least in (None, 1, 500):
+            assert np.array_equal(decode("x", encode(pixels), at_least=at_least).image, pixels)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -127,20 +107,18 @@ class TestGeometry:
         options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}, "PNG": {}}[kind]
         segmentation = RNG.integers(0, 256, (24, 40), np.uint8)
         depth = RNG.integers(0, 2**16, (24, 40), np.uint16)
-        decoded = decode(
-            "x", 24, encode(pixels, kind, exif=exif, **options), encode(segmentation), encode(depth)
-        )
+        decoded = decode("x", encode(pixels, kind, exif=exif, **options), encode(segmentation), encode(depth))
         upright = UPRIGHT[orientation]
-        assert np.abs(hwc(decoded).astype(int) - centre_square(upright(pixels))).max() <= (
-            6 if kind == "JPEG" else 0
-        )
-        assert np.array_equal(decoded.segmentation, centre_square(upright(segmentation)))
-        assert np.allclose(decoded.depth, centre_square(upright(depth)) / 1000)
+        difference = np.abs(decoded.image.numpy().astype(int) - upright(pixels))
+        assert difference.max() <= (6 if kind == "JPEG" else 0)
+        assert np.array_equal(decoded.segmentation, upright(segmentation))
+        assert decoded.segmentation.dtype == torch.uint8 and decoded.depth.dtype == torch.float32
+        assert np.allclose(decoded.depth, upright(depth) / 1000)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize(("height", "width"), [(329, 500), (500, 323), (165, 167), (83, 81)])
+    @pytest.mark.parametrize(("height", "width"), [(336, 504), (504, 328), (168, 168), (80, 88)])
     def test_a_scaled_jpeg_keeps_its_place(self, height, width, orientation):
-        """At 1/8, 1/4, 1/2: as the same picture in a PNG, which is never scaled, and as its maps."""
+        """At 1/8, 1/4, 1/2: a view shows the same as of the picture in a PNG, which is never scaled."""
         y, x = np.mgrid[:height, :width] * 4 * np.pi / min(height, width)
         pixels = np.stack([(wave * 120 + 128).astype(np.uint8) for wave in (np.sin(x), np.sin(y))] * 2, -1)
         pixels = np.ascontiguousarray(pixels[..., :3])
@@ -148,9 +126,12 @@ class TestGeometry:
         exif[274] = orientation
         jpeg = encode(pixels, "JPEG", exif=exif, quality=100, subsampling=0)
         segmentation = encode(pixels[..., 0])
-        scaled = decode("x", 20, jpeg, segmentation)
-        plain = decode("x", 20, encode(pixels, exif=exif), segmentation)
-        assert (scaled.image.int() - plain.image.int()).abs().max() <= 6
+        scaled = decode("x", jpeg, segmentation, at_least=40)
+        plain = decode("x", encode(pixels, exif=exif), segmentation, at_least=40)
+        assert 40 <= min(scaled.image.shape[:2]) < 80 <= min(plain.image.shape[:2])
+        renderer = Renderer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        views = [renderer.whole(PackedImages.pack([one.image]), 20) for one in (scaled, plain)]
+        assert (views[0] - views[1]).abs().max() <= 10 / 255
         assert torch.equal(scaled.segmentation, plain.segmentation)
 
     @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -158,37 +139,23 @@ class TestGeometry:
         exif = Image.Exif()
         exif[274] = orientation
         pixels = smooth(8, 8)
-        assert np.array_equal(hwc(decode("x", 8, encode(pixels, exif=exif))), pixels)
+        assert np.array_equal(decode("x", encode(pixels, exif=exif)).image, pixels)
 
     def test_broken_exif_does_not_lose_the_image(self):
         pixels = smooth(8, 8)
-        assert np.array_equal(hwc(decode("x", 8, encode(pixels, exif=b"Exif\0\0MM\0*garbage"))), pixels)
-
-    @pytest.mark.parametrize(("height", "width", "size"), [(37, 53, 16), (53, 37, 16), (9, 31, 20)])
-    def test_maps_take_the_nearest_neighbour(self, height, width, size):
-        segmentation = RNG.integers(0, 256, (height, width), np.uint8)
-        depth = RNG.integers(0, 2**16, (height, width), np.uint16)
-        decoded = decode("x", size, encode(smooth(height, width)), encode(segmentation), encode(depth))
-        side = min(height, width)
-        rows, columns = (
-            np.floor((length - side) / 2 + (np.arange(size) + 0.5) * side / size).astype(int)
-            for length in (height, width)
-        )
-        assert decoded.segmentation.dtype == torch.int64 and decoded.depth.dtype == torch.float32
-        assert np.array_equal(decoded.segmentation, segmentation[rows][:, columns])
-        assert np.allclose(decoded.depth, depth[rows][:, columns] / 1000)
+        assert np.array_equal(decode("x", encode(pixels, exif=b"Exif\0\0MM\0*garbage")).image, pixels)
 
     def test_palette_map_gives_class_numbers(self):
         numbers = RNG.integers(0, 12, (8, 8), np.uint8)
         image = Image.fromarray(numbers, "L")
         image.putpalette(RNG.integers(0, 256, 36, np.uint8).tobytes())
-        assert np.array_equal(decode("x", 8, encode(smooth(8, 8)), encode(image)).segmentation, numbers)
+        assert np.array_equal(decode("x", encode(smooth(8, 8)), encode(image)).segmentation, numbers)
 
 
 class TestUnreadable:
     def fails(self, match, *data):  # match: a pattern, None for any reason
         with pytest.raises(UnreadableSample, match=match) as caught:
-            decode("folder/x.jpg", 16, *data)
+            decode("folder/x.jpg", *data)
         assert caught.value.name == "folder/x.jpg"
         assert "0x" not in caught.value.reason and "\n" not in caught.value.reason
 
@@ -237,10 +204,10 @@ class TestDepthInMetres:
         metres[3, 20:22] = np.nan, np.inf
         exif = Image.Exif()
         exif[274] = 6
-        depth = decode("x", 24, encode(smooth(24, 40), exif=exif), None, self.npy(metres)).depth
+        depth = decode("x", encode(smooth(24, 40), exif=exif), None, self.npy(metres)).depth
         metres[3, 20:22] = 0
         assert depth.dtype == torch.float32
-        assert np.array_equal(depth, UPRIGHT[6](centre_square(metres)).astype(np.float32))
+        assert np.array_equal(depth, UPRIGHT[6](metres).astype(np.float32))
 
     @pytest.mark.parametrize(
         ("array", "match"),
@@ -255,7 +222,7 @@ class TestDepthInMetres:
     )
     def test_other_arrays_are_refused(self, array, match):
         with pytest.raises(UnreadableSample, match=match):
-            decode("x", 8, encode(smooth(8, 8)), None, self.npy(array))
+            decode("x", encode(smooth(8, 8)), None, self.npy(array))
 
     def test_no_pickle_is_read(self, tmp_path):
         class Hostile:
@@ -263,9 +230,9 @@ class TestDepthInMetres:
                 return (tmp_path.joinpath("was run").touch, ())
 
         with pytest.raises(UnreadableSample, match="allow_pickle=False"):
-            decode("x", 8, encode(smooth(8, 8)), None, self.npy(np.array([[Hostile()]]), allow_pickle=True))
+            decode("x", encode(smooth(8, 8)), None, self.npy(np.array([[Hostile()]]), allow_pickle=True))
         assert not list(tmp_path.iterdir())
 
     def test_cut_off(self):
         with pytest.raises(UnreadableSample, match="its depth map: "):
-            decode("x", 8, encode(smooth(8, 8)), None, self.npy(np.ones((8, 8)))[:-9])
+            decode("x", encode(smooth(8, 8)), None, self.npy(np.ones((8, 8)))[:-9])

@@ -22,7 +22,8 @@ def open_folder(path, **options):
 
 def colours(source):
     return [
-        round(sample.image[0].float().mean().item()) for sample in map(source.__getitem__, range(len(source)))
+        round(sample.image[..., 0].float().mean().item())
+        for sample in map(source.__getitem__, range(len(source)))
     ]
 
 

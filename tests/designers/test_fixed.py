@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from images import blank
 from scipy.stats import binomtest, chisquare, ks_2samp
 from torch import Tensor
 from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers import FixedDesigner, FixedDesignerConfig, RecipeConfig, build_designer
 from vpt_vision.designers.streams import Stream
 from vpt_vision.designers.streams import draw as uniforms
@@ -24,8 +26,7 @@ HEIGHT, WIDTH = 600, 800  # large, so that torchvision's rounding to pixels does
 def draw(settings: dict[str, dict[str, object]], height: int = HEIGHT, width: int = WIDTH) -> Task:
     """Draw a task for many images of one size: the fixed designer looks at nothing but that size."""
     designer = build_designer(FixedDesignerConfig(), RecipeConfig.model_validate(settings), patch_size=16)
-    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(IMAGES, 3, height, width)
-    return designer(images, Keys(0, 0, torch.arange(IMAGES)))
+    return designer(blank(IMAGES, height, width), Keys(0, 0, torch.arange(IMAGES)))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,7 @@ def test_views_may_be_absent() -> None:
 
 
 def test_a_task_is_a_function_of_seed_step_and_sample(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, tensors_of: Callable[[Task], dict[str, Tensor]]
+    recipe: RecipeConfig, images: PackedImages, keys: Keys, tensors_of: Callable[[Task], dict[str, Tensor]]
 ) -> None:
     designer = FixedDesigner(recipe, patch_size=4)
     task = tensors_of(designer(images, keys))
@@ -231,7 +232,7 @@ def test_a_task_is_a_function_of_seed_step_and_sample(
         assert (boxes != task["global.boxes"]).any(-1).all()
 
 
-def test_nothing_to_learn_and_nothing_to_save(recipe: RecipeConfig, images: Tensor) -> None:
+def test_nothing_to_learn_and_nothing_to_save(recipe: RecipeConfig, images: PackedImages) -> None:
     designer = FixedDesigner(recipe, patch_size=4)
     assert not designer.state_dict()
     assert not designer.outputs(designer.features(images))

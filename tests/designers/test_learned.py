@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from images import blank, pack
 from scipy.integrate import quad
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers import (
     FixedDesigner,
     LearnedDesigner,
@@ -38,14 +40,14 @@ def controlled(surfaces: list[str], name: str) -> bool:
 
 @pytest.mark.parametrize("surfaces", [ALL, *([surface] for surface in ALL)])
 def test_starts_at_the_fixed_recipe(
-    recipe: RecipeConfig, images: Tensor, tensors_of: TensorsOf, surfaces: list[str]
+    recipe: RecipeConfig, images: PackedImages, tensors_of: TensorsOf, surfaces: list[str]
 ) -> None:
     torch.manual_seed(0)
     config = LearnedDesignerConfig(kind="learned", surfaces=surfaces)
     learned = build_designer(config, recipe, patch_size=PATCH)
     fixed = FixedDesigner(recipe, PATCH)
     for step in range(5):
-        batch = images.roll(step, dims=(0,))
+        batch = images[torch.arange(len(images)).roll(step)]
         keys = Keys(3, step, 100 * step + torch.arange(len(images)))
         ours, theirs = learned(batch, keys), fixed(batch, keys)
         for name, value in tensors_of(theirs).items():
@@ -57,7 +59,12 @@ def test_starts_at_the_fixed_recipe(
 
 @pytest.mark.parametrize("surfaces", [[surface] for surface in ALL])
 def test_changes_what_it_controls_and_nothing_else(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, wild: Wild, tensors_of: TensorsOf, surfaces: list[str]
+    recipe: RecipeConfig,
+    images: PackedImages,
+    keys: Keys,
+    wild: Wild,
+    tensors_of: TensorsOf,
+    surfaces: list[str],
 ) -> None:
     ours = tensors_of(wild(recipe, surfaces)(images, keys))
     theirs = tensors_of(FixedDesigner(recipe, PATCH)(images, keys))
@@ -76,7 +83,7 @@ def test_stays_within_the_recipe_whatever_its_weights(
 ) -> None:
     recipe = recipe.model_copy(update={"crops": recipe.crops.model_copy(update={"local_views": views})})
     designer = wild(recipe, ALL, scale=10**log_scale, seed=seed)
-    images = torch.randint(0, 256, (6, 3, size, 40), dtype=torch.uint8)
+    images = pack(torch.randint(0, 256, (6, 3, size, 40), dtype=torch.uint8))
     keys = Keys(seed, 5, torch.arange(6))
     task = designer(images, keys)
     assert_views_within(recipe, task.global_views, (0.32, 1.0), (1.0, 0.1), (0.0, 0.2), size, 40)
@@ -132,7 +139,7 @@ def assert_views_within(
 
 
 def test_a_task_is_a_function_of_image_and_key(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, wild: Wild, tensors_of: TensorsOf
+    recipe: RecipeConfig, images: PackedImages, keys: Keys, wild: Wild, tensors_of: TensorsOf
 ) -> None:
     designer = wild(recipe, ALL, scale=0.3)
     task = tensors_of(designer(images, keys))
@@ -144,7 +151,7 @@ def test_a_task_is_a_function_of_image_and_key(
 
 
 def test_autocast_changes_nothing(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, wild: Wild, tensors_of: TensorsOf
+    recipe: RecipeConfig, images: PackedImages, keys: Keys, wild: Wild, tensors_of: TensorsOf
 ) -> None:
     designer = wild(recipe, ALL)
     task = tensors_of(designer(images, keys))
@@ -153,12 +160,14 @@ def test_autocast_changes_nothing(
     assert all(under[name].equal(value) for name, value in task.items())
 
 
-def test_bends_differ_between_images(recipe: RecipeConfig, images: Tensor, wild: Wild) -> None:
+def test_bends_differ_between_images(recipe: RecipeConfig, images: PackedImages, wild: Wild) -> None:
     for name, kl in wild(recipe, ALL, scale=0.3).policy(images).kl().items():
         assert kl.unique().numel() == len(images), name
 
 
-def test_the_mask_gradient_reaches_the_network(recipe: RecipeConfig, images: Tensor, keys: Keys) -> None:
+def test_the_mask_gradient_reaches_the_network(
+    recipe: RecipeConfig, images: PackedImages, keys: Keys
+) -> None:
     designer = LearnedDesigner(LearnedDesignerConfig(kind="learned", surfaces=ALL), recipe, PATCH)
     masks = designer(images, keys).masks
     assert masks.relaxed is not None
@@ -181,7 +190,7 @@ def test_the_mask_gradient_reaches_the_network(recipe: RecipeConfig, images: Ten
 
 
 def test_the_trainers_task_carries_no_relaxed_mask(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, wild: Wild
+    recipe: RecipeConfig, images: PackedImages, keys: Keys, wild: Wild
 ) -> None:
     with torch.no_grad():
         task = wild(recipe, ALL)(images, keys)
@@ -190,7 +199,7 @@ def test_the_trainers_task_carries_no_relaxed_mask(
 
 
 def test_boxes_and_strengths_are_differentiable(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, wild: Wild
+    recipe: RecipeConfig, images: PackedImages, keys: Keys, wild: Wild
 ) -> None:
     designer = wild(recipe, ALL, scale=0.3)
     task = designer(images, keys)
@@ -204,7 +213,7 @@ def test_boxes_and_strengths_are_differentiable(
 
 
 def test_every_output_shapes_its_surface(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, tensors_of: TensorsOf
+    recipe: RecipeConfig, images: PackedImages, keys: Keys, tensors_of: TensorsOf
 ) -> None:
     designer = LearnedDesigner(LearnedDesignerConfig(kind="learned", surfaces=ALL), recipe, PATCH)
     outputs = designer.outputs(designer.features(images))
@@ -222,8 +231,7 @@ def test_every_output_shapes_its_surface(
 
 def boxes_drawn_by(field: Tensor, recipe: RecipeConfig) -> dict[str, Tensor]:
     """Draw global and local boxes [V, 400, 4] of a 48 x 64 image under one field [8, 8] of positions."""
-    images = torch.zeros(400, 3, 48, 64, dtype=torch.uint8)
-    policy = FixedDesigner(recipe, PATCH).policy(images)
+    policy = FixedDesigner(recipe, PATCH).policy(blank(400, 48, 64))
     bend = policy.global_bend
     drawn = replace(bend, crops=replace(bend.crops, field=field.expand(400, 8, 8)))
     task = replace(policy, global_bend=drawn, local_bend=drawn).sample(Keys(0, 0, torch.arange(400)))
@@ -268,7 +276,7 @@ def test_two_peaks_draw_crops_to_both(recipe: RecipeConfig) -> None:
         assert 0.3 < one.float().mean() < 0.6
 
 
-def test_kl_counts_every_view_and_quantity(recipe: RecipeConfig, images: Tensor, wild: Wild) -> None:
+def test_kl_counts_every_view_and_quantity(recipe: RecipeConfig, images: PackedImages, wild: Wild) -> None:
     policy = wild(recipe, ALL, scale=0.3).policy(images)
     kl = policy.kl()
     image = 2
@@ -306,7 +314,7 @@ def test_kl_counts_every_view_and_quantity(recipe: RecipeConfig, images: Tensor,
     assert kl["crops"][image].item() == pytest.approx(crops, rel=1e-3)
 
 
-def test_describe_and_fields(recipe: RecipeConfig, images: Tensor, wild: Wild) -> None:
+def test_describe_and_fields(recipe: RecipeConfig, images: PackedImages, wild: Wild) -> None:
     config = LearnedDesignerConfig(kind="learned", surfaces=ALL)
     described = LearnedDesigner(config, recipe, PATCH).policy(images).describe()
     expected = {"global/scale": 0.66, "local/scale": 0.185, "global/brightness": 1, "local/blur_p": 0.5}
@@ -322,7 +330,7 @@ def test_describe_and_fields(recipe: RecipeConfig, images: Tensor, wild: Wild) -
 
 @pytest.mark.parametrize(("thumbnail", "width", "least", "most"), [(32, 32, 5e4, 3e5), (64, 48, 5e4, 3e5)])
 def test_the_network_is_small_and_normalises_within_an_image(
-    recipe: RecipeConfig, images: Tensor, thumbnail: int, width: int, least: float, most: float
+    recipe: RecipeConfig, images: PackedImages, thumbnail: int, width: int, least: float, most: float
 ) -> None:
     config = LearnedDesignerConfig(kind="learned", surfaces=ALL, thumbnail=thumbnail, width=width)
     designer = LearnedDesigner(config, recipe, PATCH)

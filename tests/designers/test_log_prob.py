@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from images import blank
 from torch import Tensor
 
-from vpt_kernels import keyed_uniform
+from vpt_kernels import PackedImages, keyed_uniform
 from vpt_vision.designers import FixedDesigner, LearnedDesigner, Policy, RecipeConfig
 from vpt_vision.designers.crops import CropBend
 from vpt_vision.designers.distributions import Kumaraswamy
@@ -26,8 +27,7 @@ Wild = Callable[..., LearnedDesigner]
 
 def policy_of(settings: dict[str, dict[str, object]], height: int, width: int, count: int) -> Policy:
     """The recipe's policy for `count` images of one size."""
-    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, 3, height, width)
-    return FixedDesigner(RecipeConfig.model_validate(settings), 4).policy(images)
+    return FixedDesigner(RecipeConfig.model_validate(settings), 4).policy(blank(count, height, width))
 
 
 def crop_bend(shapes: Tensor, field: Tensor, count: int) -> CropBend:
@@ -248,7 +248,7 @@ def test_the_recipe_itself() -> None:
 
 
 def test_every_image_has_its_own_and_the_gradient_reaches_the_bends(
-    recipe: RecipeConfig, images: Tensor, keys: Keys, wild: Wild
+    recipe: RecipeConfig, images: PackedImages, keys: Keys, wild: Wild
 ) -> None:
     surfaces = ["crops", "photometrics", "masks"]
     designer = wild(recipe, surfaces, scale=0.5)
@@ -281,7 +281,7 @@ def test_every_image_has_its_own_and_the_gradient_reaches_the_bends(
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_is_finite_whatever_the_weights(
-    recipe: RecipeConfig, images: Tensor, wild: Wild, scale: float
+    recipe: RecipeConfig, images: PackedImages, wild: Wild, scale: float
 ) -> None:
     designer = wild(recipe, ["crops", "photometrics", "masks"], scale=scale)
     for step in range(10):

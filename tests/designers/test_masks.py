@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images import blank, pack
 from torch import Tensor
 
 from vpt_kernels import Photometrics
@@ -29,6 +30,7 @@ def test_a_peak_in_the_image_is_hidden_where_the_view_shows_it(cell: tuple[int, 
     )
     images = torch.zeros(300, 3, 64, 96, dtype=torch.uint8)
     images[:, :, 8 * cell[0] : 8 * cell[0] + 8, 12 * cell[1] : 12 * cell[1] + 12] = 255
+    images = pack(images)
     field = torch.full((300, 8, 8), -4.0)
     field[:, cell[0], cell[1]] = 4.0
     keys = Keys(0, 0, torch.arange(300))
@@ -84,9 +86,8 @@ def test_relaxed_mask_against_its_formula(patches: int, seed: int, temperature: 
 
 
 def test_random_masks_hide_every_patch_alike_and_zero_logits_are_they(recipe: RecipeConfig) -> None:
-    images = torch.zeros(3000, 3, 32, 32, dtype=torch.uint8)
     keys = Keys(0, 0, torch.arange(3000))
-    policy = FixedDesigner(recipe, PATCH).policy(images)
+    policy = FixedDesigner(recipe, PATCH).policy(blank(3000, 32, 32))
     plain = policy.sample(keys).masks
     share = plain.hidden.float().mean((0, 1))
     assert (share - share.mean()).abs().max() < 5 * 0.5 / 6000**0.5

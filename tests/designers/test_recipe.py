@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from images import blank
 from pydantic import ValidationError
 
-from vpt_vision.designers import RecipeConfig
+from vpt_vision.designers import FixedDesigner, RecipeConfig
+from vpt_vision.task import Keys
 
 
 def test_defaults_are_the_published_recipe() -> None:
@@ -15,6 +22,26 @@ def test_defaults_are_the_published_recipe() -> None:
     assert global_kind.solarize_p == (0.0, 0.2)
     assert local_kind.blur_p == (0.5,) * 8
     assert local_kind.solarize_p == (0.0,) * 8
+
+
+@given(
+    st.floats(0.05, 1),
+    st.floats(0.3, 1.5),
+    st.floats(1, 3),
+    st.integers(16, 256),
+    st.floats(1, 4),
+    st.booleans(),
+)
+def test_of_a_source_large_enough_no_view_is_enlarged(
+    scale: float, lowest: float, stretch: float, size: int, aspect: float, upright: bool
+) -> None:
+    crops = {"global_size": size, "global_scale": [scale, 1.0], "ratio": [lowest, lowest * stretch]}
+    recipe = RecipeConfig.model_validate({"crops": {**crops, "local_views": 0}})
+    short = recipe.shorter_side()
+    sides = [short, math.ceil(short * aspect)]
+    images = blank(200, *(sides[::-1] if upright else sides))
+    boxes = FixedDesigner(recipe, size)(images, Keys(0, 0, torch.arange(200))).global_views.boxes
+    assert boxes[..., 2:].amin() >= size * (1 - 1e-5)
 
 
 @pytest.mark.parametrize(

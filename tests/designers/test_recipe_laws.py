@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from images import blank
 from numpy.typing import NDArray
 from scipy.stats import chi2_contingency, ks_2samp
 from torch import Tensor
@@ -45,8 +46,9 @@ PUBLISHED: dict[tuple[str, int], tuple[float, float]] = {  # of a view: p of blu
 
 def draw(height: int, width: int) -> Task:
     """Draw for many images of one size, of which the fixed designer looks at nothing else."""
-    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(IMAGES, 3, height, width)
-    return FixedDesigner(RecipeConfig(), patch_size=16)(images, Keys(0, 0, torch.arange(IMAGES)))
+    return FixedDesigner(RecipeConfig(), patch_size=16)(
+        blank(IMAGES, height, width), Keys(0, 0, torch.arange(IMAGES))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ class Squares:
         if index in self.unreadable:
             raise UnreadableSample(self.name(index), "broken on purpose")
         noise = torch.Generator().manual_seed(index)
-        image = torch.randint(0, 256, (3, self.size, self.size), dtype=torch.uint8, generator=noise)
+        image = torch.randint(0, 256, (self.size, self.size + index, 3), dtype=torch.uint8, generator=noise)
         return Sample(image, index, None if index in self.unlabelled else index % 3)
 
     def name(self, index: int) -> str:

@@ -1,7 +1,9 @@
 import pytest
 import torch
 import torchvision.transforms.v2.functional as T
+from images import pack, packed
 
+from vpt_kernels import PackedImages
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.features import extract
 from vpt_vision.task import Renderer
@@ -14,12 +16,21 @@ def test_whole_images_agree_with_torchvision():
         images.double() / 255, [16, 16], interpolation=T.InterpolationMode.BICUBIC, antialias=True
     )
     expected = T.normalize(resized, renderer.mean, renderer.std)
-    torch.testing.assert_close(renderer.whole(images, 16).double(), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(renderer.whole(pack(images), 16).double(), expected, atol=2e-5, rtol=0)
+
+
+def test_of_other_shapes_the_centred_square_is_seen():
+    images = packed([(30, 24), (24, 40), (24, 24)])
+    seen = Renderer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).whole(images, 12)
+    for image, one in zip(images, seen, strict=True):
+        square = T.center_crop(image.permute(2, 0, 1).double() / 255, [24, 24])
+        expected = T.resize(square, [12, 12], interpolation=T.InterpolationMode.BICUBIC, antialias=True)
+        torch.testing.assert_close(one.double(), expected, atol=2e-5, rtol=0)
 
 
 def test_an_image_of_the_very_size_is_left_as_it_is():
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    seen = Renderer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).whole(images, 16)
+    seen = Renderer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).whole(pack(images), 16)
     torch.testing.assert_close(seen, images / 255)
 
 
@@ -29,7 +40,7 @@ def test_features_are_those_of_timm_one_image_at_a_time(backbone, squares):
     vit = backbone.vit.eval()
     for number in range(7):
         with torch.no_grad():
-            tokens = vit.forward_features(renderer.whole(source[number].image[None], 16))[0]
+            tokens = vit.forward_features(renderer.whole(PackedImages.pack([source[number].image]), 16))[0]
         torch.testing.assert_close(found.cls[number], tokens[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.mean_patch[number], tokens[1:].mean(0), atol=1e-5, rtol=1e-5)
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from images import pack, packed
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -48,7 +49,7 @@ def task(images: int, *, hidden: int = 0, local_views: int = 2) -> Task:
 
 @pytest.fixture
 def images():
-    return torch.full((2, 3, 20, 20), 30, dtype=torch.uint8)
+    return pack(torch.full((2, 3, 20, 20), 30, dtype=torch.uint8))
 
 
 def test_boxes_are_drawn_in_their_colours_and_hidden_patches_greyed(images, tmp_path):
@@ -151,7 +152,7 @@ def test_signs_follow_the_first_model_whatever_its_grid():
 
 def test_patch_pca_shows_equal_models_alike_and_leaves_their_mode(backbone, tmp_path):
     backbone.train()
-    images = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
+    images = packed([(20, 20), (20, 31)])
     path = tmp_path / "pca.png"
     patch_pca({"start": backbone, "end": backbone}, images, path, renderer=Renderer(), size=32)
     assert backbone.training

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from images import pack
 
 from vpt_vision.data import FashionScenesConfig
 from vpt_vision.feedback import (
@@ -32,7 +33,7 @@ def examples() -> Examples:
     labels = torch.arange(sum(SIZES)) % CLASSES
     colours = torch.tensor([[150, 90, 90], [90, 150, 90], [90, 90, 150]])[labels]
     noise = torch.randint(-90, 90, (len(labels), 3, 20, 20), generator=generator)
-    return Examples((colours[:, :, None, None] + noise).to(torch.uint8), labels)
+    return Examples(pack((colours[:, :, None, None] + noise).to(torch.uint8)), labels)
 
 
 @pytest.fixture

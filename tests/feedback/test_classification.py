@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from images import first_pixels
 
 from vpt_vision.data import Sample
 from vpt_vision.errors import UserError
@@ -12,7 +13,8 @@ from vpt_vision.logistic import fit_logistic
 def test_images_are_seen_whole(make_feedback, splits):
     images = splits.head.images[:5]
     seen = make_feedback().images("head", torch.arange(5), torch.device("cpu"))
-    resized = F.interpolate(images.float() / 255, (16, 16), mode="bicubic", antialias=True)
+    dense = torch.stack(list(images)).permute(0, 3, 1, 2)
+    resized = F.interpolate(dense.float() / 255, (16, 16), mode="bicubic", antialias=True)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     torch.testing.assert_close(seen, (resized - mean) / std, atol=1e-4, rtol=1e-4)
 
@@ -106,7 +108,7 @@ class Coloured:
         return 50
 
     def __getitem__(self, index):
-        return Sample(torch.full((3, 20, 20), 200 * (index % 2), dtype=torch.uint8), index, index % 2)
+        return Sample(torch.full((20, 20, 3), 200 * (index % 2), dtype=torch.uint8), index, index % 2)
 
 
 def test_built_from_a_source(make_feedback):
@@ -116,13 +118,14 @@ def test_built_from_a_source(make_feedback):
     )
     assert feedback.classes == 2
     assert [len(split) for split in feedback.splits] == [20, 20, 10]
-    assert all(torch.equal(split.images[:, 0, 0, 0] > 0, split.labels == 1) for split in feedback.splits)
+    for split in feedback.splits:
+        assert torch.equal(first_pixels(split.images)[:, 0] > 0, split.labels == 1)
 
 
 def test_sources_without_labels_are_told(make_feedback):
     class Unlabelled(Coloured):
         def __getitem__(self, index):
-            return Sample(torch.zeros(3, 20, 20, dtype=torch.uint8), index)
+            return Sample(torch.zeros(20, 20, 3, dtype=torch.uint8), index)
 
     class Nameless(Unlabelled):
         classes = None

@@ -13,7 +13,7 @@ from vpt_vision.feedback import (
 )
 from vpt_vision.task import Renderer
 
-SOURCE = {"kind": "fashion_scenes", "split": "feedback", "count": 100}
+SOURCE = {"kind": "fashion_scenes", "split": "feedback", "count": 100, "size": 32}
 SIZES = {"source": SOURCE, "head_size": 40, "meta_size": 20, "heldout_size": 10, "batch": 10}
 SEVERAL = {
     "tasks": {
@@ -35,7 +35,6 @@ class Constant:
 def build(config):
     return build_feedback(
         FeedbackConfig.model_validate(config),
-        source_size=32,
         renderer=Renderer(),
         size=16,
         patch_size=8,
@@ -61,7 +60,7 @@ def test_several_tasks():
     # Tasks of one source and of the same sizes have the same images in each split.
     first, *others = (entry.task.splits for entry in feedback.tasks.values())
     for other in others:
-        assert all(torch.equal(a.images, b.images) for a, b in zip(first, other, strict=True))
+        assert all(torch.equal(a.images.pixels, b.images.pixels) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from vpt_vision.feedback.depth import patch_depths
 from vpt_vision.feedback.patches import patchify
 from vpt_vision.task import Renderer
 
-SOURCE = FashionScenesConfig(kind="fashion_scenes", split="feedback", count=100)
+SOURCE = FashionScenesConfig(kind="fashion_scenes", split="feedback", count=100, size=40)
 SIZES = {"head_size": 30, "meta_size": 24, "heldout_size": 16, "batch": 24}
 KINDS = {"segmentation": (SegmentationConfig, SegmentationFeedback), "depth": (DepthConfig, DepthFeedback)}
 
@@ -44,7 +44,7 @@ class Maps:
 
     def __getitem__(self, index):
         image = torch.randint(
-            0, 256, (3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(index)
+            0, 256, (20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index)
         )
         maps = (None if make is None else make(index) for make in (self.segmentation, self.depth))
         return Sample(image, index, None, *maps)
@@ -58,7 +58,7 @@ def make():
         config, feedback = KINDS[kind]
         return feedback.from_source(
             config(kind=kind, source=SOURCE, **{**SIZES, **settings}),
-            FashionScenes(SOURCE, 40) if source is None else source,
+            FashionScenes(SOURCE) if source is None else source,
             renderer=Renderer(),
             size=16,
             patch_size=8,
@@ -72,11 +72,12 @@ def make():
 def test_maps_are_cut_as_the_backbone_cuts_the_image(height, width, sizes):
     size, patch = sizes
     map_ = torch.randint(0, 300, (height, width), dtype=torch.int16)
-    cut = patchify(map_, size, patch)
+    cut, side = patchify(map_, size, patch), min(height, width)
     assert cut.shape == ((size // patch) ** 2, patch**2) and cut.dtype == map_.dtype
     for row in range(size):
         for column in range(size):
-            nearest = map_[math.floor((row + 0.5) * height / size), math.floor((column + 0.5) * width / size)]
+            down, right = (row + 0.5) * side / size, (column + 0.5) * side / size
+            nearest = map_[math.floor((height - side) / 2 + down), math.floor((width - side) / 2 + right)]
             place = row // patch * (size // patch) + column // patch
             assert cut[place, row % patch * patch + column % patch] == nearest
 
@@ -123,7 +124,7 @@ class TestSegmentation:
         rare = None
         usual = make("segmentation", Maps(maps))
         assert usual.classes == [0, 40]
-        pixels = {split: getattr(usual.splits, split).images[0] for split in ("meta", "head")}
+        pixels = {split: next(iter(getattr(usual.splits, split).images)) for split in ("meta", "head")}
         source = Maps(maps)
         numbers = {
             split: next(index for index in range(100) if torch.equal(source[index].image, image))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images import first_pixels, pack
 
 from vpt_vision.data import Sample, UnreadableSample
 from vpt_vision.errors import UserError
@@ -15,11 +16,11 @@ def numbered(labels):
     """Make examples whose image is their number."""
     number = torch.arange(len(labels))
     images = torch.stack([number // 256, number % 256, number * 0], 1)[:, :, None, None]
-    return Examples(images.to(torch.uint8), labels)
+    return Examples(pack(images.to(torch.uint8)), labels)
 
 
 def numbers(examples):
-    return (examples.images[:, 0, 0, 0].long() * 256 + examples.images[:, 1, 0, 0].long()).tolist()
+    return (first_pixels(examples.images).long() @ torch.tensor([256, 1, 0])).tolist()
 
 
 def label(sample):
@@ -38,7 +39,7 @@ class Listed:
     def __getitem__(self, index):
         if index in self.unreadable:
             raise UnreadableSample(f"{index}.png", "truncated")
-        return Sample(torch.full((3, 2, 2), index, dtype=torch.uint8), index, self.labels[index])
+        return Sample(torch.full((2, 2, 3), index, dtype=torch.uint8), index, self.labels[index])
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,14 +75,14 @@ def test_reading_draws_without_replacement_and_passes_over_unreadable_images(cap
     labels = [index % 2 for index in range(30)]
     with caplog.at_level(logging.WARNING):
         examples, classes = read_examples(Listed(labels, unreadable={4, 9}), 28, 0, label)
-    drawn = examples.images[:, 0, 0, 0].tolist()
+    drawn = first_pixels(examples.images)[:, 0].tolist()
     assert torch.equal(classes, examples.labels) and sorted(drawn) == [
         i for i in range(30) if i not in (4, 9)
     ]
     assert examples.labels.tolist() == [labels[i] for i in drawn]
     assert "4.png: truncated" in caplog.text and "9.png: truncated" in caplog.text
     fewer, _ = read_examples(Listed(labels, unreadable={4, 9}), 10, 0, label)
-    assert fewer.images[:, 0, 0, 0].tolist() == drawn[:10] != sorted(drawn[:10])
+    assert first_pixels(fewer.images)[:, 0].tolist() == drawn[:10] != sorted(drawn[:10])
 
 
 def test_images_are_read_as_they_lie():
@@ -95,7 +96,7 @@ def test_images_are_read_as_they_lie():
     source = Recorded([0, 1] * 15)
     source.read = []
     examples, _ = read_examples(source, 20, 0, label)
-    assert source.read == sorted(examples.images[:, 0, 0, 0].tolist())
+    assert source.read == sorted(first_pixels(examples.images)[:, 0].tolist())
 
 
 def test_tasks_of_one_source_share_their_splits():
@@ -104,7 +105,8 @@ def test_tasks_of_one_source_share_their_splits():
     first = read_splits(source, (20, 20, 10), 3, label)
     second = read_splits(source, (20, 20, 10), 3, lambda sample: sample.image.float())
     for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.images, other.images) and torch.equal(other.labels, other.images)
+        images = torch.stack(list(one.images))
+        assert torch.equal(images, torch.stack(list(other.images))) and torch.equal(other.labels, images)
     unlabelled = read_splits(Listed([None] * 60, classes=None), (20, 20, 10), 3, lambda s: s.image)
     assert [len(split) for split in unlabelled] == [20, 20, 10]
 

@@ -2,14 +2,15 @@
 
 import importlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from images import packed, random_sizes
 from torchvision.transforms import InterpolationMode
 
-from vpt_kernels import Photometrics, render_views
-from vpt_kernels.render_views import PackedImages
+from vpt_kernels import PackedImages, Photometrics, render_views
 
 module = importlib.import_module("vpt_kernels.render_views")  # the package's attribute is the function
 
@@ -268,14 +269,9 @@ def test_layouts_that_are_not_contiguous():
     assert torch.equal(plain(odd, strided, 7), plain(images, boxes, 7))
 
 
-def packed_images(sizes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8, generator=generator) for h, w in sizes]
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_packed_images_render_as_each_alone(interpolation):
-    images = packed_images([(17, 23), (1, 1), (40, 9), (8, 8)])
+    images = random_sizes([(17, 23), (1, 1), (40, 9), (8, 8)])
     boxes = torch.stack([random_boxes(3, 1, *i.shape[:2], seed=i.shape[0])[:, 0] for i in images], 1)
     boxes[:, 1] = torch.tensor([0.0, 0, 1, 1])
     photometrics, flips = strong_photometrics(3, 4), torch.rand(3, 4) < 0.5
@@ -294,32 +290,18 @@ def test_packed_images_render_as_each_alone(interpolation):
         torch.testing.assert_close(views[:, part], alone, atol=1e-5, rtol=0)
 
 
-def test_packing():
-    images = packed_images([(2, 3), (4, 1), (5, 5)])
-    packed = PackedImages.pack(images)
-    assert packed.offsets.tolist() == [0, 18, 30] and len(packed.pixels) == 105
-    assert packed.heights.tolist() == [2, 4, 5] and packed.widths.tolist() == [3, 1, 5]
-    assert torch.equal(packed.pixels[18:30].view(4, 1, 3), images[1])
-    turned = PackedImages.pack([image.permute(2, 0, 1) for image in images], channels_first=True)
-    assert all(torch.equal(one, other) for one, other in zip(packed, turned, strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(packed, packed.to("cpu"), strict=True))
-    nothing = PackedImages.pack([])
-    assert [len(field) for field in nothing] == [0, 0, 0, 0] and nothing.pixels.dtype == torch.uint8
-    assert plain(nothing, torch.zeros(2, 0, 4), 6).shape == (2, 0, 3, 6, 6)
-
-
-@pytest.mark.parametrize(
-    ("images", "channels_first", "error", "word"),
-    [
-        ([torch.zeros(3, 4, 4, dtype=torch.uint8)], False, ValueError, r"must be uint8 \[H, W, 3\]"),
-        ([torch.zeros(4, 4, 3, dtype=torch.uint8)], True, ValueError, r"must be uint8 \[3, H, W\]"),
-        ([torch.zeros(4, 4, 3)], False, TypeError, "got float32"),
-        ([torch.zeros(0, 4, 3, dtype=torch.uint8)], False, ValueError, "must not be empty"),
-    ],
-)
-def test_errors_of_packing(images, channels_first, error, word):
-    with pytest.raises(error, match=word):
-        PackedImages.pack(images, channels_first=channels_first)
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [0, 2, 1, 4, 3], [1, 1, 3]])
+def test_packed_images_of_one_size_are_rendered_together(order, monkeypatch):
+    images = random_images(5, 12, 10)
+    some = PackedImages.pack(images, channels_first=True)[torch.tensor(order)]
+    boxes = random_boxes(3, len(order), 12, 10)
+    options = {"flips": torch.rand(3, len(order)) < 0.5, "photometrics": strong_photometrics(3, len(order))}
+    together = []
+    resize = module._resize
+    monkeypatch.setattr(module, "_resize", lambda group, *a: together.append(len(group)) or resize(group, *a))
+    views = plain(some, boxes, 7, **options)
+    assert together == ([5] if order == sorted(set(order)) else [1] * len(order))
+    assert torch.equal(views, plain(images[order], boxes, 7, **options))
 
 
 @pytest.mark.parametrize(
@@ -337,17 +319,17 @@ def test_errors_of_packing(images, channels_first, error, word):
     ],
 )
 def test_errors_of_packed_images(change, error, word):
-    packed = PackedImages.pack(packed_images([(4, 4), (4, 7)]))._replace(**change)
+    images = replace(packed([(4, 4), (4, 7)]), **change)
     with pytest.raises(error, match=word):
-        plain(packed, torch.tensor([0.0, 0, 4, 4]).expand(1, len(packed.offsets), 4), 6)
+        plain(images, torch.tensor([0.0, 0, 4, 4]).expand(1, len(images), 4), 6)
 
 
 def test_boxes_must_lie_inside_their_own_image():
-    packed = PackedImages.pack(packed_images([(9, 9), (4, 7)]))
+    images = packed([(9, 9), (4, 7)])
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 4, 7]])
-    plain(packed, boxes[None], 6)
+    plain(images, boxes[None], 6)
     with pytest.raises(ValueError, match=r"4 x 7 image, got top, left, height, width \[0.0, 0.0, 9.0, 9.0\]"):
-        plain(packed, boxes[None, [0, 0]], 6)
+        plain(images, boxes[None, [0, 0]], 6)
 
 
 def test_gradient_in_boxes_and_strengths():

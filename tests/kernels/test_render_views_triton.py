@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 
-from vpt_kernels import Photometrics, render_views
-from vpt_kernels.render_views import PackedImages, _render, rendered_views, rendered_views_backward
+from vpt_kernels import PackedImages, Photometrics, render_views
+from vpt_kernels.render_views import _render, rendered_views, rendered_views_backward
 from vpt_kernels.triton import render_views as launchers
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -49,7 +49,7 @@ class Case:
         if packed:
             sides = 1 + (u(batch, 2) * sides).long()
             self.images = [pixels(int(h), int(w), 3) for h, w in sides]
-            self.source = PackedImages.pack(self.images)
+            self.source = PackedImages.pack(self.images).tensors
         else:
             self.images = pixels(batch, 3, height, width)
             self.source = (self.images, None, None, None)
@@ -395,7 +395,7 @@ def test_sources_beyond_two_to_the_31(packed, device):
     expected = case.expected(), case.expected_gradients()
     if packed:
         sides = (torch.tensor([side, side]) for side in (height, width))
-        case.source = PackedImages(flat, torch.tensor([0, far]), *sides)
+        case.source = (flat, torch.tensor([0, far]), *sides)
     else:
         case.source = (flat.as_strided((2, 3, height, width), (far, 1, 3 * width, 3)), None, None, None)
         if device.type == "cuda":
@@ -427,7 +427,7 @@ def test_operators_pass_opcheck(packed, requires_grad, device):
 def test_compiles_as_one_graph(packed, device):
     case = Case(2, 2, 5, 8, 9, torch.float32, packed)
     images, *_ = case.source
-    source = case.source.to(device) if packed else images.to(device)
+    source = PackedImages(*case.source).to(device) if packed else images.to(device)
     boxes, flips = case.boxes.to(device), case.flips.to(device)
     photometrics = Photometrics(*(field.to(device) for field in case.photometrics))
     mean, std = case.mean.to(device), case.std.to(device)

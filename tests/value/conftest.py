@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from images import pack
 from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.data import FashionScenesConfig
 from vpt_vision.designers import LearnedDesigner, LearnedDesignerConfig, RecipeConfig
 from vpt_vision.feedback import (
@@ -27,10 +29,9 @@ TEMPERATURE = 0.07
 
 
 @pytest.fixture
-def images() -> Tensor:
-    return torch.randint(
-        0, 256, (BATCH, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+def images() -> PackedImages:
+    generator = torch.Generator().manual_seed(0)
+    return pack(torch.randint(0, 256, (BATCH, 3, 40, 40), dtype=torch.uint8, generator=generator))
 
 
 @pytest.fixture
@@ -84,11 +85,11 @@ def make_designer(recipe: RecipeConfig) -> Callable[..., LearnedDesigner]:
 
 
 @pytest.fixture
-def make_setting(images: Tensor) -> Callable[..., Setting]:
+def make_setting(images: PackedImages) -> Callable[..., Setting]:
     def make(learner: Learner, tail_blocks: int = 2) -> Setting:
         dtype = learner.student.backbone.mask_token.dtype
 
-        def render(images: Tensor, task: Task) -> RenderedViews:
+        def render(images: PackedImages, task: Task) -> RenderedViews:
             views = Renderer()(images, task)
             return RenderedViews(views.global_views.to(dtype), views.local_views.to(dtype))
 
@@ -126,7 +127,7 @@ def splits() -> Splits:
     labels = torch.arange(64) % CLASSES
     colours = torch.tensor([[160, 90, 90], [90, 160, 90], [90, 90, 160]])[labels]
     noise = torch.randint(-80, 80, (64, 3, 40, 40), generator=generator)
-    examples = Examples((colours[:, :, None, None] + noise).to(torch.uint8), labels)
+    examples = Examples(pack((colours[:, :, None, None] + noise).to(torch.uint8)), labels)
     return split_examples(examples, labels, (32, 24, 8), seed=0)
 
 

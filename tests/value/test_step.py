@@ -3,6 +3,7 @@ import io
 import pytest
 import torch
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers import FixedDesigner
 from vpt_vision.feedback import Examples
 from vpt_vision.value import ValueStep
@@ -52,10 +53,9 @@ def test_value_is_that_of_the_learners_own_task(make_step, images, keys):
     step = make_step(batch=4, burn_in=100)
     first = step(images, keys, TEMPERATURE)["value"]
     step = make_step(batch=4, burn_in=100)
-    other = images.clone()
-    other[4:] = 0
+    other = PackedImages.pack([image if number < 4 else image * 0 for number, image in enumerate(images)])
     assert torch.equal(first, step(other, keys, TEMPERATURE)["value"])
-    other[3] = 0
+    other = PackedImages.pack([image if number < 3 else image * 0 for number, image in enumerate(images)])
     step = make_step(batch=4, burn_in=100)
     assert not torch.equal(first, step(other, keys, TEMPERATURE)["value"])
 

@@ -1,9 +1,10 @@
 """Images: sources with random access behind one interface, and the loader that makes batches of them."""
 
+from vpt_vision.data.batch import Batch
 from vpt_vision.data.config import DataConfig, SourceConfig, build_source
 from vpt_vision.data.folder import Folder, FolderConfig
 from vpt_vision.data.huggingface import HuggingFace, HuggingFaceConfig
-from vpt_vision.data.loader import Batch, Loader
+from vpt_vision.data.loader import Loader
 from vpt_vision.data.scenes import FashionScenes, FashionScenesConfig
 from vpt_vision.data.shards import Shards, ShardsConfig
 from vpt_vision.data.source import Sample, Source, UnreadableSample

@@ -24,8 +24,11 @@ class DataConfig(Config):
     """The unlabelled images that the learner sees, and what they become before a task is set on them."""
 
     train: SourceConfig
-    source_size: int = Field(
-        256, ge=16, description="side of the square that every image is decoded to, pixels"
+    shorter_side: int | None = Field(
+        None,
+        ge=1,
+        description="pixels of an image's shorter side that are enough: a JPEG of 2, 4 or 8 times as many is "
+        "decoded smaller and faster. Unset: as many as the recipe's smallest crop needs not to be enlarged",
     )
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406),
@@ -43,14 +46,18 @@ class DataConfig(Config):
     )
 
 
-def build_source(config: SourceConfig, size: int) -> Source:
-    """Open the data that `config` describes, as squares of `size` pixels; raises `UserError` if it cannot."""
+def build_source(config: SourceConfig, at_least: int | None = None) -> Source:
+    """Open the data that `config` describes; raises `UserError` if it cannot.
+
+    Images keep their own sizes, but for JPEGs of at least twice the pixels that are enough: they are decoded
+    to 1/2, 1/4 or 1/8, with neither side below `at_least` pixels. None decodes all of them in full.
+    """
     match config:
         case FashionScenesConfig():
-            return FashionScenes(config, size)
+            return FashionScenes(config)
         case FolderConfig():
-            return Folder(config, size)
+            return Folder(config, at_least)
         case HuggingFaceConfig():
-            return HuggingFace(config, size)
+            return HuggingFace(config, at_least)
         case ShardsConfig():
-            return Shards(config, size)
+            return Shards(config, at_least)

@@ -1,4 +1,4 @@
-"""From the bytes of a file and of its maps to square tensors."""
+"""From the bytes of a file and of its maps to tensors."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ NPY = b"\x93NUMPY"  # how a file of numpy's begins
 
 
 class Decoded(NamedTuple):
-    """An image and its maps in one frame."""
+    """An image and its maps, each at its own size; all show the same, upright."""
 
-    image: Tensor  # [3, size, size] uint8 RGB
-    segmentation: Tensor | None  # [size, size] int64
-    depth: Tensor | None  # [size, size] fp32: metres
+    image: Tensor  # [H, W, 3] uint8 RGB
+    segmentation: Tensor | None  # [H', W'] uint8
+    depth: Tensor | None  # [H', W'] fp32: metres
 
 
 def decode(
-    name: str, size: int, image: bytes, segmentation: bytes | None = None, depth: bytes | None = None
+    name: str,
+    image: bytes,
+    segmentation: bytes | None = None,
+    depth: bytes | None = None,
+    *,
+    at_least: int | None = None,
 ) -> Decoded:
-    """Decode an image and the maps that belong to it.
+    """Decode an image, as by `decode_image`, and the maps that belong to it.
 
-    The image becomes upright 8-bit RGB as by `decode_image`, and its largest centred square is resized to
-    `size` pixels (bicubic, antialiased). A map lies in the frame of the image's stored pixels
-    and goes through the same geometry, with the nearest neighbour in place of bicubic. A large JPEG is
-    decoded at 1/2, 1/4 or 1/8 of its size, but not below twice `size`: the last halving is bicubic's.
+    A map lies in the frame of the image's stored pixels and is turned with them. It keeps its size where
+    the image is decoded to a half of its own or less.
 
     Args:
         name: what an error calls the sample.
-        size: side of the result, pixels.
         image: a JPEG, PNG or WebP file.
         segmentation: an 8-bit grey or palette PNG: the class of each pixel.
         depth: a 16-bit grey PNG in millimetres, 0 where unknown, or a floating-point array of numpy's
             (`.npy`) in metres, 0 or not finite where unknown. Pickled objects are refused.
+        at_least: the image's shorter side in pixels that is enough; None for the full size.
 
     Raises:
         UnreadableSample: broken or foreign bytes, more pixels than Pillow's limit against decompression
@@ -48,39 +51,31 @@ def decode(
     """
     with readable(name):
         stored = open_image(image)
-        scale = jpeg_scale(stored, 2 * size)
-        pixels = Image.fromarray(read_pixels(stored, image, scale))
-        square = _square(pixels, stored, size, Image.Resampling.BICUBIC, scale)
+        pixels = read_pixels(stored, image, jpeg_scale(stored, at_least))
         return Decoded(
-            torch.from_numpy(square).permute(2, 0, 1).contiguous(),
-            None if segmentation is None else _segmentation(segmentation, stored, size),
-            None if depth is None else _depth(depth, stored, size),
+            torch.from_numpy(np.ascontiguousarray(upright(pixels, stored))),
+            None if segmentation is None else _turned(_segmentation(segmentation, stored), stored),
+            None if depth is None else _turned(_depth(depth, stored), stored),
         )
 
 
-def _square(
-    image: Image.Image, stored: Image.Image, size: int, resampling: Image.Resampling, scale: int = 1
-) -> NDArray[Any]:
-    """Resize the centred square of `stored` out of `image`, its pixels `scale` times smaller, and turn it."""
-    width, height = stored.width / scale, stored.height / scale  # `image` rounds them up
-    left, top = (width - min(width, height)) / 2, (height - min(width, height)) / 2
-    square = image.resize((size, size), resampling, box=(left, top, width - left, height - top))
-    return np.array(upright(np.asarray(square), stored))
+def _turned(values: NDArray[Any], image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(upright(values, image)))  # a copy: torch wants positive strides
 
 
-def _segmentation(data: bytes, image: Image.Image, size: int) -> Tensor:
+def _segmentation(data: bytes, image: Image.Image) -> NDArray[np.uint8]:
     stored = _map("segmentation map", data, image, {"1", "L", "P"}, "an 8-bit grey or palette PNG")
-    return torch.from_numpy(_square(stored, image, size, Image.Resampling.NEAREST).astype(np.int64))
+    return np.asarray(stored).astype(np.uint8)
 
 
-def _depth(data: bytes, image: Image.Image, size: int) -> Tensor:
+def _depth(data: bytes, image: Image.Image) -> NDArray[np.float32]:
     if data.startswith(NPY):
-        return torch.from_numpy(_square(_metres(data, image), image, size, Image.Resampling.NEAREST))
+        return _metres(data, image)
     stored = _map("depth map", data, image, {"I;16", "I"}, "a 16-bit grey PNG")
-    return torch.from_numpy(_square(stored, image, size, Image.Resampling.NEAREST).astype(np.float32) / 1000)
+    return np.asarray(stored).astype(np.float32) / np.float32(1000)
 
 
-def _metres(data: bytes, image: Image.Image) -> Image.Image:
+def _metres(data: bytes, image: Image.Image) -> NDArray[np.float32]:
     """Read a depth map of numpy's; what is not finite becomes 0."""
     try:
         stored = np.load(BytesIO(data), allow_pickle=False)
@@ -91,7 +86,7 @@ def _metres(data: bytes, image: Image.Image) -> Image.Image:
             f"its depth map is an array {list(stored.shape)} of {stored.dtype}, not a floating-point one of "
             f"the image's [{image.height}, {image.width}]"
         )
-    return Image.fromarray(np.nan_to_num(stored.astype(np.float32), nan=0, posinf=0, neginf=0))
+    return np.nan_to_num(stored.astype(np.float32), nan=0, posinf=0, neginf=0)
 
 
 def _map(kind: str, data: bytes, image: Image.Image, modes: set[str], expected: str) -> Image.Image:

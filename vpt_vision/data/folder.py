@@ -40,9 +40,9 @@ class Folder:
         UserError: the folder is missing, cannot be listed, has no image, or its labels cannot be used.
     """
 
-    def __init__(self, config: FolderConfig, size: int) -> None:
+    def __init__(self, config: FolderConfig, at_least: int | None = None) -> None:
         self.root = config.path.expanduser()
-        self.size = size
+        self.at_least = at_least
         files = _files_below(self.root)
         images = [path for path in files if _is_image(path)]
         if not images:
@@ -65,7 +65,7 @@ class Folder:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.stored(index).decoded(self.name(index), index, self.size)
+        return self.stored(index).decoded(self.name(index), index, self.at_least)
 
     def name(self, index: int) -> str:
         """The image's path."""

@@ -38,8 +38,8 @@ class HuggingFace:
             or not the only one of its kind, or a label is no class number.
     """
 
-    def __init__(self, config: HuggingFaceConfig, size: int) -> None:
-        self.size = size
+    def __init__(self, config: HuggingFaceConfig, at_least: int | None = None) -> None:
+        self.at_least = at_least
         self.root = config.path.expanduser()
         self.faults: list[str] = []
         rows = _open(self.root, config.split)
@@ -63,7 +63,7 @@ class HuggingFace:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.stored(index).decoded(self.name(index), index, self.size)
+        return self.stored(index).decoded(self.name(index), index, self.at_least)
 
     def name(self, index: int) -> str:
         """The folder and the number of the row."""

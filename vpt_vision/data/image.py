@@ -46,7 +46,9 @@ def decode_image(name: str, data: bytes, at_least: int | None = None) -> Pixels:
         name: what an error calls the sample.
         data: the file's bytes.
         at_least: the shorter side in pixels that is enough. A JPEG comes out at 1/2, 1/4 or 1/8 of its size
-            (both sides rounded up), the smallest whose shorter side is no less. None for the full size.
+            (both sides rounded up), the smallest whose shorter side is no less. None for the full size. Where
+            a side was rounded, its last pixels show less than the others, and all are less than one pixel
+            away from where an exact resize would put them.
 
     Returns:
         Pixels [H, W, 3] uint8, contiguous and writable.

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple, TypedDict
 
-import torch
-from torch import Tensor
-
+from vpt_vision.data.batch import Batch, Unreadable
 from vpt_vision.data.order import Order
 from vpt_vision.data.prefetch import Prefetcher
 from vpt_vision.data.source import Grouped, Sample, Source, UnreadableSample
@@ -21,30 +18,6 @@ from vpt_vision.errors import UserError
 TRIES = 100  # substitutes in a row that cannot be read before the source is given up
 JUDGED_OVER = 1000  # reads: the share of unreadable ones is taken over at least so many
 NAMED = 3  # shards that are told of
-
-
-class Unreadable(NamedTuple):
-    """An image that was skipped."""
-
-    name: str
-    reason: str
-    shard: str | None = None  # where it lies, if in a shard
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B source images, without their labels: those never reach the learner."""
-
-    images: Tensor  # [B, 3, H, W] uint8
-    index: Tensor  # [B] int64: each image's number in the source
-    unreadable: list[Unreadable]  # what was skipped to fill the batch
-
-    def pin_memory(self) -> Batch:
-        """Return the batch with its images in pinned memory, as `DataLoader` asks of what it hands on."""
-        return replace(self, images=self.images.pin_memory())
 
 
 class LoaderState(TypedDict):
@@ -81,6 +54,7 @@ class Loader:
             at least an epoch where samples lie in remote shards, so that one lost shard does not.
         rank: whose batches these are, from 0 to `world_size` - 1.
         world_size: how many loaders share the row, each in a process of its own.
+        pin_memory: whether batches come in pinned memory, from which a CUDA device copies them by itself.
 
     Raises:
         UserError: the source is empty; while iterating, more than `max_unreadable` of it is
@@ -97,6 +71,7 @@ class Loader:
         max_unreadable: float = 0.01,
         rank: int = 0,
         world_size: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         if not len(source):
             raise UserError("the source to train on has no sample: name another one.")
@@ -109,6 +84,7 @@ class Loader:
         self.max_unreadable = max_unreadable
         self.rank = rank
         self.world_size = world_size
+        self.pin_memory = pin_memory
         self._order = Order(seed, len(source), source.groups if isinstance(source, Grouped) else None)
         self._place = 0
         self._reads = 0
@@ -125,7 +101,7 @@ class Loader:
             self._requests(self._place),
             workers=self.workers,
             name=self.source.name,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
         )
         with closing(batches):
             for batch in batches:
@@ -213,11 +189,7 @@ class _Reader:
             self._sample(place, index, unreadable, watch)
             for place, index in enumerate(request.samples, request.place)
         ]
-        return Batch(
-            torch.stack([sample.image for sample in samples]),
-            torch.tensor([sample.index for sample in samples]),
-            unreadable,
-        )
+        return Batch.of(samples, unreadable)
 
     def _sample(self, place: int, index: int, unreadable: list[Unreadable], watch: Watch) -> Sample:
         for candidate in (index, *islice(self.order.substitutes(place), TRIES - 1)):

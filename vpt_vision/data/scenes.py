@@ -13,7 +13,6 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from vpt_vision.data.source import Sample
-from vpt_vision.errors import UserError
 from vpt_vision.schema import Config
 
 CLASSES = [
@@ -38,6 +37,7 @@ class FashionScenesConfig(Config):
     kind: Literal["fashion_scenes"]
     split: Literal["train", "feedback", "test"] = Field(description="whose photos: no photo is in two splits")
     count: int = Field(ge=1, description="scenes in the source")
+    size: int = Field(64, ge=SMALLEST, description="side of a scene, pixels")
     seed: int = Field(0, ge=0, lt=2**63, description="another seed gives other scenes of the same photos")
     garments: tuple[int, int] = Field(
         (3, 6), description="fewest and most garments of a scene, salient one included"
@@ -101,13 +101,9 @@ class FashionScenes:
 
     classes: list[str] | None = CLASSES
 
-    def __init__(self, config: FashionScenesConfig, size: int) -> None:
-        if size < SMALLEST:
-            raise UserError(
-                f"fashion_scenes: a scene of {size} pixels is too small; give at least {SMALLEST}"
-            )
+    def __init__(self, config: FashionScenesConfig) -> None:
         self.config = config
-        self.size = size
+        self.size = config.size
 
     def __len__(self) -> int:
         return self.config.count
@@ -117,7 +113,7 @@ class FashionScenes:
             raise IndexError(f"scene {index} of {self.config.count}")
         image, segmentation, depth, label = self._compose(index)
         return Sample(
-            image=torch.from_numpy(image),
+            image=torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))),
             index=index,
             label=label,
             segmentation=torch.from_numpy(segmentation),
@@ -128,7 +124,7 @@ class FashionScenes:
         """The number of the scene."""
         return f"scene {index}"
 
-    def _compose(self, index: int) -> tuple[Bytes, Ints, Floats, int]:
+    def _compose(self, index: int) -> tuple[Bytes, Bytes, Floats, int]:
         config = self.config
         split = list(SPLITS).index(config.split)
         key = np.array([config.seed, index], np.uint64)
@@ -148,7 +144,9 @@ class FashionScenes:
             layers.append(layers.pop(place))
             image, top = self._paint(ground, layers)
 
-        labels = np.array([garment.label + 1 for garment in layers] + [0])  # top == -1 is the ground
+        labels = np.array(
+            [garment.label + 1 for garment in layers] + [0], np.uint8
+        )  # top == -1 is the ground
         depths = np.array([*range(len(layers), 0, -1), config.garments[1] + 1], np.float32)
         return image.astype(np.uint8), labels[top], depths[top], salient.label
 

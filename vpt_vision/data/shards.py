@@ -74,8 +74,8 @@ class Shards:
             cannot hold what is mixed.
     """
 
-    def __init__(self, config: ShardsConfig, size: int) -> None:
-        self.size = size
+    def __init__(self, config: ShardsConfig, at_least: int | None = None) -> None:
+        self.at_least = at_least
         self.locations = _expand(config.path)
         remote = any(is_remote(location) for location in self.locations)
         self._cache = ShardCache(config.remote) if remote else None
@@ -120,7 +120,7 @@ class Shards:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.stored(index).decoded(self.name(index), index, self.size)
+        return self.stored(index).decoded(self.name(index), index, self.at_least)
 
     def name(self, index: int) -> str:
         """The shard and the sample's key in it."""

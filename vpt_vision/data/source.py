@@ -1,4 +1,4 @@
-"""What a data set is: numbered samples of one square size."""
+"""What a data set is: numbered samples, each of its own size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from vpt_vision.data.order import Groups
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with whatever labels lie beside it."""
+    """One image with whatever labels lie beside it.
 
-    image: Tensor  # [3, H, W] uint8 RGB, H = W = the source's size
+    A map shows what the image shows, at a size of its own: a large JPEG may be decoded to 1/2, 1/4 or 1/8.
+    `data.maps.whole_map` brings it to any size.
+    """
+
+    image: Tensor  # [H, W, 3] uint8 RGB
     index: int  # its number in the source
     label: int | None = None  # its class
-    segmentation: Tensor | None = None  # [H, W] int64: the class of each pixel
-    depth: Tensor | None = None  # [H, W] fp32: metres, 0 where unknown
+    segmentation: Tensor | None = None  # [H', W'] uint8: the class of each pixel
+    depth: Tensor | None = None  # [H', W'] fp32: metres, 0 where unknown
 
 
 class UnreadableSample(Exception):

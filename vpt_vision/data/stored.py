@@ -23,10 +23,10 @@ class Stored:
     depth: bytes | None = None
     shard: str | None = None  # where it lies, if in a shard
 
-    def decoded(self, name: str, index: int, size: int) -> Sample:
-        """Decode the sample to a square of `size` pixels; raises `UnreadableSample` calling it `name`."""
+    def decoded(self, name: str, index: int, at_least: int | None) -> Sample:
+        """Decode the sample, as `decode` does; raises `UnreadableSample` calling it `name`."""
         try:
-            decoded = decode(name, size, self.image, self.segmentation, self.depth)
+            decoded = decode(name, self.image, self.segmentation, self.depth, at_least=at_least)
         except UnreadableSample as error:
             raise UnreadableSample(error.name, error.reason, self.shard) from error
         return Sample(index=index, label=self.label, **decoded._asdict())

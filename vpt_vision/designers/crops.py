@@ -48,20 +48,20 @@ class CropLaw:
         self.kind = kind
         self.ratio = config.ratio
 
-    def draw(self, keys: Keys, bend: CropBend, height: int, width: int) -> Tensor:
-        """Draw boxes [V, B, 4] (top, left, height, width), fp32, in an image of `height` x `width` pixels."""
-        tall, wide = self._attempts(keys, bend, height, width)
-        first, any_fits = _first_fitting(tall, wide, height, width)
-        central_height, central_width = self._central_sides(height, width)
+    def draw(self, keys: Keys, bend: CropBend, heights: Tensor, widths: Tensor) -> Tensor:
+        """Draw boxes [V, B, 4] (top, left, height, width), fp32, in images of `heights` x `widths`."""
+        tall, wide = self._attempts(keys, bend, heights, widths)
+        first, any_fits = _first_fitting(tall, wide, heights, widths)
+        central_height, central_width = self._central_sides(heights, widths)
         box_height = torch.where(any_fits, tall.gather(-1, first).squeeze(-1), central_height)
         box_width = torch.where(any_fits, wide.gather(-1, first).squeeze(-1), central_width)
 
         row, column = self._position(bend).inverse_cdf(*self._place_uniforms(keys))
-        top = torch.where(any_fits, row, 0.5) * (height - box_height)
-        left = torch.where(any_fits, column, 0.5) * (width - box_width)
+        top = torch.where(any_fits, row, 0.5) * (heights - box_height)
+        left = torch.where(any_fits, column, 0.5) * (widths - box_width)
         return torch.stack([top, left, box_height, box_width], dim=-1)
 
-    def log_prob(self, keys: Keys, bend: CropBend, height: int, width: int) -> Tensor:
+    def log_prob(self, keys: Keys, bend: CropBend, heights: Tensor, widths: Tensor) -> Tensor:
         """Log density [B] of what `draw` drew with the same arguments, relative to the recipe's uniform law.
 
         It is that of all that was drawn for a view: area and aspect of every attempt up to the one that
@@ -69,7 +69,7 @@ class CropLaw:
         was drawn being held. The score of this density has the expectation that the box's own has.
         """
         with torch.no_grad():
-            first, any_fits = _first_fitting(*self._attempts(keys, bend, height, width), height, width)
+            first, any_fits = _first_fitting(*self._attempts(keys, bend, heights, widths), heights, widths)
             last = torch.where(any_fits[..., None], first, ATTEMPTS - 1)
             heeded = torch.arange(ATTEMPTS, device=last.device) <= last  # [V, B, ATTEMPTS]
             row, column = self._position(bend).inverse_cdf(*self._place_uniforms(keys))
@@ -101,11 +101,11 @@ class CropLaw:
             "position_spread": bend.field.flatten(1).std(-1, correction=0).mean(),
         }
 
-    def _attempts(self, keys: Keys, bend: CropBend, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _attempts(self, keys: Keys, bend: CropBend, heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         """Heights and widths in pixels of the boxes that are tried, each [V, B, ATTEMPTS]."""
         area = bend.area[:, None].inverse_cdf(draw(keys, Stream.AREA, self.kind, ATTEMPTS))
         aspect = bend.aspect[:, None].inverse_cdf(draw(keys, Stream.ASPECT, self.kind, ATTEMPTS))
-        return self._sides(area, aspect, height, width)
+        return self._sides(area, aspect, heights[:, None], widths[:, None])
 
     def _place_uniforms(self, keys: Keys) -> tuple[Tensor, Tensor]:
         row, column = (draw(keys, stream, self.kind).squeeze(-1) for stream in (Stream.ROW, Stream.COLUMN))
@@ -114,20 +114,21 @@ class CropLaw:
     def _position(self, bend: CropBend) -> GridPosition:
         return GridPosition(bend.field.expand(self.kind.views, *bend.field.shape))
 
-    def _sides(self, area: Tensor, aspect: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _sides(self, area: Tensor, aspect: Tensor, heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         """Box heights and widths in pixels of shares in [0, 1] of the ranges of area and log aspect."""
         low, high = self.kind.scale
         low_log, high_log = (math.log(ratio) for ratio in self.ratio)
-        side = torch.sqrt((low + (high - low) * area) * (height * width))
+        side = torch.sqrt((low + (high - low) * area) * (heights * widths))
         stretch = torch.exp(0.5 * (low_log + (high_log - low_log) * aspect))
         return side / stretch, side * stretch
 
-    def _central_sides(self, height: int, width: int) -> tuple[float, float]:
+    def _central_sides(self, heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
         narrowest, widest = self.ratio
-        return min(height, width / narrowest), min(width, height * widest)
+        tall, wide = heights.double(), widths.double()
+        return torch.minimum(tall, wide / narrowest).float(), torch.minimum(wide, tall * widest).float()
 
 
-def _first_fitting(tall: Tensor, wide: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _first_fitting(tall: Tensor, wide: Tensor, heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
     """Find which of the boxes tried [V, B, ATTEMPTS] fits first, [V, B, 1], and whether any does, [V, B]."""
-    fits = (tall <= height) & (wide <= width)
+    fits = (tall <= heights[:, None]) & (wide <= widths[:, None])
     return fits.int().argmax(-1, keepdim=True), fits.any(-1)  # the first of equal maxima

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers.policy import Policy, Surface
 from vpt_vision.task import Keys, RenderedViews, Task
 
@@ -40,8 +41,8 @@ class Designer(nn.Module, ABC):
     surfaces: frozenset[Surface] = frozenset()  # what of the recipe it controls
     surface_of: ClassVar[Mapping[str, Surface]] = {}  # which surface each head's output shapes
 
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what each head reads of uint8 `images` [B, 3, H, W]: [B, D] or [B, D, R, C] by its name."""
+    def features(self, images: PackedImages) -> dict[str, Tensor]:
+        """Return what each head reads of `images`: [B, D] or [B, D, R, C] by its name."""
         return {}
 
     def outputs(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,15 +50,15 @@ class Designer(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def policy_of(self, images: Tensor, outputs: dict[str, Tensor]) -> Policy:
-        """Return the law of the tasks of uint8 `images` [B, 3, H, W], each image's by its own outputs."""
+    def policy_of(self, images: PackedImages, outputs: dict[str, Tensor]) -> Policy:
+        """Return the law of the tasks of `images`, each image's by its own outputs."""
 
-    def policy(self, images: Tensor) -> Policy:
-        """Return the law of the tasks of uint8 `images` [B, 3, H, W], each image's by itself."""
+    def policy(self, images: PackedImages) -> Policy:
+        """Return the law of the tasks of `images`, each image's by itself."""
         return self.policy_of(images, self.outputs(self.features(images)))
 
-    def forward(self, images: Tensor, keys: Keys) -> Task:
-        """Draw one task for uint8 `images` [B, 3, H, W], `keys.samples` [B] naming them."""
+    def forward(self, images: PackedImages, keys: Keys) -> Task:
+        """Draw one task for `images`, `keys.samples` [B] naming them."""
         return self.policy(images).sample(keys)
 
     def refine(

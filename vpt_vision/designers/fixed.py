@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers.designer import Designer
 from vpt_vision.designers.policy import Policy, RecipeLaws
 from vpt_vision.designers.recipe import RecipeConfig
@@ -27,17 +28,15 @@ class FixedDesigner(Designer):
         super().__init__()
         self.laws = RecipeLaws(recipe, patch_size)
 
-    def policy_of(self, images: Tensor, outputs: dict[str, Tensor]) -> Policy:
+    def policy_of(self, images: PackedImages, outputs: dict[str, Tensor]) -> Policy:
         """Return the recipe's policy; there are no outputs."""
-        batch, _, height, width = images.shape
-        recipe = ViewBend.none(batch, images.device)
+        recipe = ViewBend.none(len(images), images.device)
         return Policy(
             laws=self.laws,
             surfaces=frozenset(),
             global_bend=recipe,
             local_bend=recipe,
             mask_bend=None,
-            height=height,
-            width=width,
-            device=images.device,
+            heights=images.heights,
+            widths=images.widths,
         )

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers.crops import CropBend
 from vpt_vision.designers.designer import Designer
 from vpt_vision.designers.distributions import Kumaraswamy
@@ -105,7 +106,7 @@ class LearnedDesigner(Designer):
             fused=True,  # honours `found_inf`
         )
 
-    def features(self, images: Tensor) -> dict[str, Tensor]:
+    def features(self, images: PackedImages) -> dict[str, Tensor]:
         """Return pooled features [B, D] for heads of numbers, their map [B, D, R, C] for those of fields."""
         pooled, features = self.network(images)
         return {
@@ -120,10 +121,9 @@ class LearnedDesigner(Designer):
                 outputs[name] = head(features[name])
         return outputs
 
-    def policy_of(self, images: Tensor, outputs: dict[str, Tensor]) -> Policy:
-        """Return the recipe, bent by `outputs` for each of uint8 `images` [B, 3, H, W]."""
-        batch, _, height, width = images.shape
-        recipe = ViewBend.none(batch, images.device)
+    def policy_of(self, images: PackedImages, outputs: dict[str, Tensor]) -> Policy:
+        """Return the recipe, bent by `outputs` for each of `images`."""
+        recipe = ViewBend.none(len(images), images.device)
         with torch.autocast(images.device.type, enabled=False):
             crops, photometrics = self._crops(outputs), self._photometrics(outputs)
             bends = [
@@ -139,9 +139,8 @@ class LearnedDesigner(Designer):
                 global_bend=bends[0],
                 local_bend=bends[1],
                 mask_bend=self._masks(outputs),
-                height=height,
-                width=width,
-                device=images.device,
+                heights=images.heights,
+                widths=images.widths,
             )
 
     def _crops(self, outputs: dict[str, Tensor]) -> list[CropBend]:

@@ -51,8 +51,8 @@ class MaskLaw:
         ratio = low + (high - low) * draw(keys, Stream.MASK_RATIO, self.kind)
         return (masked * (ratio * self.side**2).floor()).long().squeeze(-1)
 
-    def draw(self, keys: Keys, bend: MaskBend | None, views: Views, height: int, width: int) -> Masks:
-        """Draw the masks [G, B, N] of `views` of images of `height` x `width` pixels.
+    def draw(self, keys: Keys, bend: MaskBend | None, views: Views, heights: Tensor, widths: Tensor) -> Masks:
+        """Draw the masks [G, B, N] of `views` of images of `heights` x `widths` pixels [B].
 
         With a bend, patches are drawn one by one without replacement (Gumbel top-k); where gradients
         are being recorded, the relaxed mask carries the field's.
@@ -69,21 +69,21 @@ class MaskLaw:
                 sample=self._rows(keys, views),
             )
             return Masks(packed.hidden.view(shape), packed.indices, packed.weights)
-        logits, drawn = self._one_by_one(keys, bend, counts, views, height, width)
+        logits, drawn = self._one_by_one(keys, bend, counts, views, heights, widths)
         relaxed = None
         if bend is not None and logits.requires_grad:
             flat = self._flat(counts, views)
             relaxed = _relax(drawn.hidden, drawn.perturbed, flat, bend.temperature).view(shape)
         return Masks(drawn.hidden.view(shape), drawn.indices, drawn.weights, relaxed)
 
-    def log_prob(self, keys: Keys, bend: MaskBend, views: Views, height: int, width: int) -> Tensor:
+    def log_prob(self, keys: Keys, bend: MaskBend, views: Views, heights: Tensor, widths: Tensor) -> Tensor:
         """Log-probability [B] of hiding what `draw` hid with the same arguments, in the order it did.
 
         Plackett and Luce's: each patch is drawn from those left, in proportion to exp(logit). Differentiable
         in the bend, what was drawn being held.
         """
         counts = self.counts(keys)
-        logits, drawn = self._one_by_one(keys, bend, counts, views, height, width)
+        logits, drawn = self._one_by_one(keys, bend, counts, views, heights, widths)
         flat = self._flat(counts, views)
         return plackett_luce_log_prob(logits, drawn.perturbed, flat).view(counts.shape).sum(0)
 
@@ -112,13 +112,13 @@ class MaskLaw:
         return counts.flatten().to(views.boxes.device, non_blocking=True)
 
     def _one_by_one(
-        self, keys: Keys, bend: MaskBend | None, counts: Tensor, views: Views, height: int, width: int
+        self, keys: Keys, bend: MaskBend | None, counts: Tensor, views: Views, heights: Tensor, widths: Tensor
     ) -> tuple[Tensor, MaskSample]:
         """Draw `counts` [G, B] patches without replacement; return their logits [G·B, N] as well."""
         if bend is None:
             logits = torch.zeros(counts.numel(), self.side**2, device=views.boxes.device)
         else:
-            logits = self._logits(bend.field, views, height, width).flatten(0, 1).flatten(1)
+            logits = self._logits(bend.field, views, heights, widths).flatten(0, 1).flatten(1)
         drawn = sample_masks(
             logits,
             self._flat(counts, views),
@@ -129,7 +129,7 @@ class MaskLaw:
         )
         return logits, drawn
 
-    def _logits(self, field: Tensor, views: Views, height: int, width: int) -> Tensor:
+    def _logits(self, field: Tensor, views: Views, heights: Tensor, widths: Tensor) -> Tensor:
         """Logits [G, B, side, side]: the field at the place in the image that each patch's centre shows."""
         # A box's own gradient goes through the pixels it shows; through the mask alone it would mislead.
         top, left, box_height, box_width = views.boxes.detach().unbind(-1)
@@ -137,7 +137,7 @@ class MaskLaw:
         across = torch.where(views.flips[..., None], 1 - along, along)
         rows = top[..., None] + along * box_height[..., None]
         columns = left[..., None] + across * box_width[..., None]
-        return sample_field(field, rows / height, columns / width)
+        return sample_field(field, rows / heights[:, None], columns / widths[:, None])
 
 
 def _relax(hidden: Tensor, perturbed: Tensor, counts: Tensor, temperature: float) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from vpt_kernels import PackedImages
+from vpt_vision.task import Views
 
 STRIDE = 4  # of the feature map, in pixels of the thumbnail
 
@@ -39,11 +41,17 @@ class ThumbnailNetwork(nn.Module):
             nn.LayerNorm(self.features), nn.Linear(self.features, self.features), nn.GELU()
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pooled features [B, D] and their map [B, D, R, C], fp32, of uint8 `images` [B, 3, H, W]."""
+    def forward(self, images: PackedImages) -> tuple[Tensor, Tensor]:
+        """Return pooled features [B, D] and their map [B, D, R, C], fp32, of whole `images`."""
         with torch.autocast(images.device.type, enabled=False):
-            size = (self.thumbnail, self.thumbnail)
-            thumbnails = functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
-            x = self.stem(thumbnails / 127.5 - 1)
+            x = self.stem(self._thumbnails(images))
             x = x + self.block(x)
             return self.pool(x.mean((-2, -1))), self.map_norm(x)
+
+    def _thumbnails(self, images: PackedImages) -> Tensor:
+        """Each image squeezed into a square [B, 3, S, S], values in [-1, 1]."""
+        corner = torch.zeros_like(images.heights)
+        boxes = torch.stack([corner, corner, images.heights, images.widths], -1).float()
+        half = torch.full((3,), 0.5, device=images.device)
+        views = Views.unchanged(boxes, self.thumbnail)
+        return views.render(images, mean=half, std=half, interpolation="bilinear")[0]

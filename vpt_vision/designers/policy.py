@@ -43,16 +43,15 @@ class Policy:
     global_bend: ViewBend
     local_bend: ViewBend
     mask_bend: MaskBend | None
-    height: int  # of the source images, pixels
-    width: int
-    device: torch.device
+    heights: Tensor  # [B] int64: of the source images, pixels
+    widths: Tensor  # [B] int64
 
     def sample(self, keys: Keys) -> Task:
         """Draw the task of `keys`; differentiable in the bends wherever a `Task` is."""
-        there = keys._replace(samples=keys.samples.to(self.device, non_blocking=True))
-        global_views = self.laws.global_views.draw(there, self.global_bend, self.height, self.width)
-        local_views = self.laws.local_views.draw(there, self.local_bend, self.height, self.width)
-        masks = self.laws.masks.draw(keys, self.mask_bend, global_views, self.height, self.width)
+        there = keys._replace(samples=keys.samples.to(self.heights.device, non_blocking=True))
+        global_views = self.laws.global_views.draw(there, self.global_bend, self.heights, self.widths)
+        local_views = self.laws.local_views.draw(there, self.local_bend, self.heights, self.widths)
+        masks = self.laws.masks.draw(keys, self.mask_bend, global_views, self.heights, self.widths)
         return Task(global_views, local_views, masks)
 
     def kl(self) -> dict[Surface, Tensor]:
@@ -74,8 +73,8 @@ class Policy:
         each image's draws. Each law says what its density is of.
         """
         log_prob: dict[Surface, Tensor] = {}
-        there = keys._replace(samples=keys.samples.to(self.device, non_blocking=True))
-        size = (self.height, self.width)
+        there = keys._replace(samples=keys.samples.to(self.heights.device, non_blocking=True))
+        size = (self.heights, self.widths)
         kinds = self._kinds()
         if "crops" in self.surfaces:
             each = [law.crops.log_prob(there, bend.crops, *size) for law, bend in kinds]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -108,6 +109,22 @@ class RecipeConfig(Config):
                     f"{self.crops.global_views}: give one per global view"
                 )
         return self
+
+    def shorter_side(self) -> int:
+        """Return the shorter side of a source, in pixels, at which no view of any shape is enlarged.
+
+        A box of area share s and aspect r has sides sqrt(s H W / r) and sqrt(s r H W), which are never below
+        sqrt(s min(r, 1/r)) of the source's shorter side. The central box that is taken where none fits shows
+        all of that side, or 1/r or r of it where every r lies above or below 1.
+        """
+        lowest, highest = self.crops.ratio
+        drawn = min(lowest, 1 / highest)
+        central = min(1, highest, 1 / lowest)
+        return max(
+            math.ceil(kind.size / min(math.sqrt(kind.scale[0] * drawn), central))
+            for kind in self.view_kinds()
+            if kind.views
+        )
 
     def view_sizes(self) -> list[int]:
         """Return the sides in pixels of the views that there are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vpt_vision.designers.crops import CropBend, CropLaw
 from vpt_vision.designers.photometrics import PhotometricBend, PhotometricLaw
@@ -35,8 +35,8 @@ class ViewLaw(nn.Module):
         self.crops = CropLaw(recipe.crops, kind)
         self.photometrics = PhotometricLaw(recipe.photometrics, kind)
 
-    def draw(self, keys: Keys, bend: ViewBend, height: int, width: int) -> Views:
-        """Draw V views of each of B images of `height` x `width` pixels, `keys.samples` on their device."""
-        boxes = self.crops.draw(keys, bend.crops, height, width)
+    def draw(self, keys: Keys, bend: ViewBend, heights: Tensor, widths: Tensor) -> Views:
+        """Draw V views of each of B images of `heights` x `widths` pixels, all on one device."""
+        boxes = self.crops.draw(keys, bend.crops, heights, widths)
         drawn = self.photometrics.draw(keys, bend.photometrics)
         return Views(self.kind.size, boxes, drawn.flips, drawn.photometrics)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vpt_vision.data.batch import Batch, Unreadable
 from vpt_vision.data.source import Sample, Source, UnreadableSample
 from vpt_vision.data.workers import Watch, read_ahead
 from vpt_vision.errors import UserError
@@ -44,7 +45,7 @@ def extract(
 ) -> ProbeFeatures:
     """Features of every readable image of `source`, seen whole at `size` pixels.
 
-    Each image is resized from its full box with antialiasing, by the renderer that training uses,
+    The largest centred square of each is resized with antialiasing, by the renderer that training uses,
     without photometric change. The backbone runs in eval mode, in fp32, where its parameters lie;
     its mode is put back afterwards. `workers` processes decode the images (0: this one).
 
@@ -60,17 +61,16 @@ def extract(
     labels: list[int] = []
     index: list[int] = []
     with evaluating(backbone), torch.no_grad():
-        for samples, unreadable in batches:
-            for skipped in unreadable:
+        for batch, batch_labels in batches:
+            for skipped in batch.unreadable:
                 _LOG.warning("Skipped an unreadable image: %s", skipped)
-            if not samples:
+            if not batch.size:
                 continue
-            images = torch.stack([sample.image for sample in samples])
-            features = backbone(renderer.whole(images.to(device), size))
+            features = backbone(renderer.whole(batch.images.to(device), size))
             cls.append(features.cls.float().cpu())
             mean_patch.append(features.patches.float().mean(1).cpu())
-            labels.extend(_label(sample) for sample in samples)
-            index.extend(sample.index for sample in samples)
+            labels.extend(batch_labels)
+            index.extend(batch.index.tolist())
     lost = len(source) - len(labels)
     if not labels or lost > max_unreadable * len(source):
         raise UserError(
@@ -93,21 +93,22 @@ class _Reader:
         self.batch_size = batch_size
 
     def __call__(self, first: int, watch: Watch) -> _Read:
-        read = _Read([], [])
+        samples: list[Sample] = []
+        unreadable: list[Unreadable] = []
         for index in range(first, min(first + self.batch_size, len(self.source))):
             watch.reading(index)
             try:
-                read.samples.append(self.source[index])
+                samples.append(self.source[index])
             except UnreadableSample as error:
-                read.unreadable.append(str(error))
-        return read
+                unreadable.append(Unreadable(error.name, error.reason, error.shard))
+        return _Read(Batch.of(samples, unreadable), [_label(sample) for sample in samples])
 
 
 class _Read(NamedTuple):
     """What came of some samples."""
 
-    samples: list[Sample]
-    unreadable: list[str]
+    batch: Batch
+    labels: list[int]
 
 
 def _label(sample: Sample) -> int:

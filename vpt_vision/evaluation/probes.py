@@ -36,24 +36,27 @@ class EvaluationConfig(Config):
     )
     linear: LinearProbeConfig = LinearProbeConfig()
 
+    def shorter_side(self) -> int:
+        """Return the pixels of an image's shorter side that are enough; the renderer halves them."""
+        return 2 * self.image_size
+
 
 def probe(
     backbone: Backbone,
     config: EvaluationConfig,
     probes: tuple[Probe, ...],
     *,
-    source_size: int,
     renderer: Renderer,
 ) -> dict[Probe, list[ProbeResult]]:
     """Run `probes` on frozen features of `backbone`; kNN gives one result per k, linear gives one.
 
-    Features are extracted once for all of them. `source_size` is the side, in pixels, of decoded images.
-    Raises `UserError` as the sources and the probes do.
+    Features are extracted once for all of them. Raises `UserError` as the sources and the
+    probes do.
     """
     train, test = (
         extract(
             backbone,
-            build_source(source, source_size),
+            build_source(source, config.shorter_side()),
             renderer,
             config.image_size,
             batch_size=config.batch_size,

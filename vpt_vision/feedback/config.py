@@ -86,7 +86,6 @@ class FeedbackConfig(Config):
 def build_feedback(
     config: FeedbackConfig,
     *,
-    source_size: int,
     renderer: Renderer,
     size: int,
     patch_size: int,
@@ -96,7 +95,6 @@ def build_feedback(
 
     Args:
         config: the tasks.
-        source_size: side that images are decoded to, pixels.
         renderer: makes of them what the backbone reads.
         size: side of that, pixels.
         patch_size: of the backbone, pixels.
@@ -110,7 +108,7 @@ def build_feedback(
     def build(task: Any) -> FeedbackTask:
         if isinstance(task, CustomTaskConfig):
             return _custom(task, renderer=renderer, size=size, seed=seed)
-        source = build_source(task.source, source_size)
+        source = build_source(task.source, 2 * size)  # the renderer halves what is larger
         match task:
             case SegmentationConfig():
                 return SegmentationFeedback.from_source(

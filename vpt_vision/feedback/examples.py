@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vpt_kernels import keyed_uniform
+from vpt_kernels import PackedImages, keyed_uniform
 from vpt_vision.data.source import Sample, Source, UnreadableSample
 from vpt_vision.errors import UserError
 
@@ -25,7 +25,7 @@ SPLIT_STREAM = 901
 class Examples:
     """N labelled images, on the CPU."""
 
-    images: Tensor  # [N, 3, H, W] uint8
+    images: PackedImages  # N of them
     labels: Tensor  # [N, ...]: whatever the task knows of each
 
     def __len__(self) -> int:
@@ -35,7 +35,8 @@ class Examples:
         return Examples(self.images[index], self.labels[index])
 
     def __add__(self, other: Examples) -> Examples:
-        return Examples(torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]))
+        images = PackedImages.pack([*self.images, *other.images])
+        return Examples(images, torch.cat([self.labels, other.labels]))
 
 
 class Splits(NamedTuple):
@@ -98,7 +99,7 @@ def read_examples(
         raise _too_few(count, len(images))
     drawn = [index for index in order[:tried] if index in images]
     examples = Examples(
-        torch.stack([images[index] for index in drawn]), torch.stack([labels[index] for index in drawn])
+        PackedImages.pack([images[index] for index in drawn]), torch.stack([labels[index] for index in drawn])
     )
     return examples, torch.tensor([classes[index] for index in drawn])
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from vpt_vision.data.maps import whole_map
 
 
 def patchify(map_: Tensor, size: int, patch_size: int) -> Tensor:
-    """Bring a map [H, W] of any numbers to `size` x `size` pixels and cut it into the backbone's patches.
+    """Bring a map [H, W] of any numbers to what `Renderer.whole` shows, cut into the backbone's patches.
 
-    The whole map is stretched to the square, as `Renderer.whole` does with the image, and each pixel takes
-    the nearest number: classes and depths are never mixed. Returns [T, patch_size²] of the same dtype,
-    patches in the order of `Features.patches`.
+    Each pixel takes the nearest number: classes and depths are never mixed. Returns [T, patch_size²] of the
+    same dtype, patches in the order of `Features.patches`.
     """
-    square = F.interpolate(map_.double()[None, None], (size, size), mode="nearest-exact")
-    columns = F.unfold(square, patch_size, stride=patch_size)[0]  # [P², T]
-    return columns.T.to(map_.dtype)
+    rows = whole_map(map_, size).unfold(0, patch_size, patch_size)
+    return rows.unfold(1, patch_size, patch_size).flatten(0, 1).flatten(1)

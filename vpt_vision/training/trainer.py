@@ -64,11 +64,12 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.renderer = config.renderer()
         self.loader = Loader(
-            build_source(config.data.train, config.data.source_size),
+            build_source(config.data.train, config.shorter_side()),
             batch_size=config.batch_size,
             seed=config.seed,
             workers=config.data.workers,
             max_unreadable=config.data.max_unreadable,
+            pin_memory=self.device.type == "cuda",
         )
         torch.manual_seed(config.seed)
         self.learner = Learner(config.learner).to(self.device)
@@ -225,7 +226,6 @@ class Trainer:
         self.learner.student.backbone.tail_parameters(config.value.tail_blocks)  # refuses too many blocks
         feedback = build_feedback(
             config.feedback,
-            source_size=config.data.source_size,
             renderer=self.renderer,
             size=config.recipe.crops.global_size,
             patch_size=self.learner.student.backbone.patch_size,

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 from pydantic import Field
 from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers import Designer, Surface
 from vpt_vision.errors import UserError
 from vpt_vision.schema import Config
@@ -69,7 +70,7 @@ class Occasion:
     """
 
     designer: Designer
-    images: Tensor  # [B, 3, H, W] uint8
+    images: PackedImages  # B of them
     keys: Keys
     features: dict[str, Tensor]  # what each head of the designer reads, [B, D] or [B, D, R, C]
     outputs: dict[str, Tensor]  # what it says, [B, C] or [B, C, R, C']

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from vpt_kernels import PackedImages
 from vpt_vision.learner import Learner
 from vpt_vision.task import Renderer
 
@@ -26,6 +25,6 @@ class Setting:
 
     learner: Learner
     renderer: Renderer
-    images: Tensor  # [B, 3, H, W] uint8
+    images: PackedImages  # B of them
     temperature: float  # the teacher's
     tail_blocks: int  # S is this many last blocks of the student's backbone, and its final norm

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from vpt_kernels import PackedImages
 from vpt_vision.collectives import all_reduce_mean
 from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
 from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluating
@@ -102,11 +103,11 @@ class ValueStep:
         """Whether learner step `step`, from 0, is followed by a value step."""
         return step % self.config.every == 0
 
-    def __call__(self, images: Tensor, keys: Keys, temperature: float) -> dict[str, Tensor]:
+    def __call__(self, images: PackedImages, keys: Keys, temperature: float) -> dict[str, Tensor]:
         """Measure, and after the burn-in improve the designer.
 
         Args:
-            images: uint8 [B, 3, H, W] of the learner's step, on its device; the first `batch` are used.
+            images: those of the learner's step, on its device; the first `batch` are used.
             keys: of that step.
             temperature: the teacher's.
 

@@ -199,30 +199,31 @@ class TestCheck:
 class TestShow:
     def test_pictures_of_image_and_maps(self, photos, tmp_path):
         source = open_folder(photos)
-        sheet = contact_sheet(source, 16, count=30, columns=6)
+        sheet = contact_sheet(source, 30, count=30, columns=6)
         save_sheet(sheet, tmp_path / "sheet.png")
         with Image.open(tmp_path / "sheet.png") as image:
             pixels = np.asarray(image.convert("RGB"))
-        shown = source[0].image.permute(1, 2, 0).numpy()
+        shown = source[0].image.numpy()
         places = [
             (top, left)
-            for top in range(pixels.shape[0] - 16)
-            for left in range(pixels.shape[1] - 16)
-            if np.array_equal(pixels[top : top + 16, left : left + 16], shown)
+            for top in range(pixels.shape[0] - 20)
+            for left in range(pixels.shape[1] - 30)
+            if np.array_equal(pixels[top : top + 20, left : left + 30], shown)
         ]
         ((top, left),) = places
-        over = pixels[top : top + 16, left + 16 : left + 32].astype(int)
+        over = pixels[top : top + 20, left + 30 : left + 60].astype(int)
         same = source[0].segmentation.numpy() == 0
         blue = np.array([31, 119, 180])  # the first colour of matplotlib's tab20
         assert np.abs(over[same] - (shown[same] + blue) / 2).max() <= 1
         assert np.abs(over[~same] - (shown[~same] + blue) / 2).max() > 1
-        depth = pixels[top : top + 16, left + 32 : left + 48].astype(int).sum(-1)
+        depth = pixels[top : top + 20, left + 60 : left + 90].astype(int).sum(-1)
         assert depth[-1, -1] > depth[1, 1]  # far is light
 
     def test_fewer_samples_than_asked_for(self, tmp_path):
         Image.new("RGB", (8, 9), (255, 0, 0)).save(tmp_path / "a.png")
         sheet = contact_sheet(open_folder(tmp_path), 16)
         assert sheet.size == (24, 42) and sheet.getpixel((12, 12)) == (255, 0, 0)
+        assert sheet.getpixel((4, 12)) == (255, 255, 255)  # 8 of 9 as wide as high, so centred
 
     def test_a_file_that_cannot_be_written(self, tmp_path):
         for name in ("none/sheet.png", "sheet.xyz"):

@@ -21,6 +21,7 @@ from vpt_vision.data.transfer import is_remote
 from vpt_vision.data.workers import Watch, read_ahead
 
 CHUNK = 64  # samples that a worker reads at a time
+SMALL = 16  # pixels: a JPEG is read to its end, and decoded no larger than it must
 NAMED = 20  # broken samples that the report names; --json names all
 
 
@@ -162,7 +163,7 @@ class _Checker:
         name = self.source.name(index)
         files = [file for file in (stored.image, stored.segmentation, stored.depth) if file is not None]
         report.bytes += sum(len(file) for file in files)
-        stored.decoded(name, index, 16)
+        stored.decoded(name, index, SMALL)
         with readable(name):
             image = open_image(stored.image)
         report.formats[image.format or "?"] += 1

@@ -10,20 +10,20 @@ from vpt_vision.data import build_source
 from vpt_vision.data.stored import StoredSource
 
 
-def open_source(where: str, overrides: Sequence[str], size: int) -> StoredSource:
-    """Open the images that `where` names, as squares of `size` pixels.
+def open_source(where: str, overrides: Sequence[str], at_least: int | None = None) -> StoredSource:
+    """Open the images that `where` names.
 
     Args:
         where: a folder of images, of shards (`*.tar`) or of Hugging Face's `save_to_disk`, or else a pattern
             or URL of shards.
         overrides: `key=value` settings of the source.
-        size: side of the squares, pixels.
+        at_least: the shorter side in pixels that is enough, as for `build_source`.
 
     Raises:
         UserError: where the source cannot be opened.
     """
     config = load_source({"kind": _kind(where), "path": _path(where)}, overrides)
-    source = build_source(config, size)
+    source = build_source(config, at_least)
     assert isinstance(source, StoredSource)  # as every kind that has a path
     return source
 

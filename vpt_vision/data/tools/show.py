@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from vpt_vision.data.order import Order
@@ -22,13 +22,13 @@ GROUND, INK, WARNING = (255, 255, 255), (30, 30, 30), (200, 30, 30)
 def contact_sheet(
     source: Source, size: int, *, count: int = 48, seed: int = 0, columns: int = 8
 ) -> Image.Image:
-    """Draw `count` samples, drawn by `seed`, each as the square that training sees.
+    """Draw `count` samples, drawn by `seed`, each whole in a square of its own.
 
     Where a sample has a segmentation map, the image follows with the map's colours over it; where it has a
     depth map, the map follows, near dark and far light. An unreadable sample leaves an empty square.
 
     Args:
-        source: of squares of `size` pixels.
+        source: what to draw from.
         size: side of a square, pixels.
         count: samples to draw; fewer where the source has fewer.
         seed: of the draw.
@@ -63,26 +63,32 @@ def _strip(source: Source, index: int, size: int) -> Image.Image:
         sample = source[index]
     except UnreadableSample as error:
         return _captioned([Image.new("RGB", (size, size), (230, 230, 230))], error.reason, WARNING)
-    return _captioned(_pictures(sample), _caption(sample, source.classes), INK)
+    return _captioned(_pictures(sample, size), _caption(sample, source.classes), INK)
 
 
-def _pictures(sample: Sample) -> list[Image.Image]:
-    pixels = sample.image.permute(1, 2, 0).numpy()
-    pictures = [pixels]
+def _pictures(sample: Sample, size: int) -> list[Image.Image]:
+    image = _fitted(Image.fromarray(sample.image.numpy()), size, Image.Resampling.BICUBIC)
+    pictures = [image]
     if sample.segmentation is not None:
         colours = np.array(matplotlib.colormaps["tab20"].colors) * 255  # type: ignore[attr-defined]
-        over = colours[sample.segmentation.numpy() % len(colours)]
-        pictures.append((1 - MIXED) * pixels + MIXED * over)
+        over = colours[sample.segmentation.numpy() % len(colours)].astype(np.uint8)
+        over = _fitted(Image.fromarray(over), size, Image.Resampling.NEAREST)
+        pictures.append(Image.blend(image, over, MIXED))
     if sample.depth is not None:
-        pictures.append(_depth_picture(sample.depth))
-    return [Image.fromarray(picture.astype(np.uint8)) for picture in pictures]
+        pictures.append(_fitted(_depth_picture(sample.depth), size, Image.Resampling.NEAREST))
+    return pictures
 
 
-def _depth_picture(depth: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _fitted(picture: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Bring the longer side to `size` pixels, and centre the picture on a square."""
+    return ImageOps.pad(picture, (size, size), resampling, color=GROUND)
+
+
+def _depth_picture(depth: Tensor) -> Image.Image:
     metres = depth.numpy()
     picture = matplotlib.colormaps["magma"](metres / max(float(metres.max()), 1e-6))[..., :3] * 255
     picture[metres == 0] = GROUND  # unknown
-    return picture
+    return Image.fromarray(picture.astype(np.uint8))
 
 
 def _caption(sample: Sample, classes: list[str] | None) -> str:

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.evaluation.pictures.style import (
     BLUE,
     FAINT,
@@ -55,7 +56,7 @@ _LOCAL = _Pen(ORANGE, 1.1, INK)
 
 
 def crops_and_masks(
-    images: Tensor, tasks: Mapping[str, Task], path: Path, *, interpolation: str = "bicubic"
+    images: PackedImages, tasks: Mapping[str, Task], path: Path, *, interpolation: str = "bicubic"
 ) -> None:
     """Draw each source image with its crop boxes, and its global views with hidden patches greyed.
 
@@ -63,7 +64,7 @@ def crops_and_masks(
     designer's tasks at two moments can be compared. Global views show their photometric change.
 
     Args:
-        images: uint8 [B, 3, H, W].
+        images: B of them, on the CPU.
         tasks: title (such as "early") → task of these B images.
         path: the PNG file.
         interpolation: of the renderer.
@@ -77,8 +78,8 @@ def crops_and_masks(
         views = rendered[title]
         block.suptitle(title, fontsize=TITLE, fontweight="bold", color=INK)
         rows = block.subplots(len(images), 1 + len(views), squeeze=False)
-        for row, axes in enumerate(rows):
-            _source(axes[0], images[row], task, row)
+        for row, (axes, image) in enumerate(zip(rows, images, strict=True)):
+            _source(axes[0], image, task, row)
             for view, axis in enumerate(axes[1:]):
                 _view(axis, views[view, row], task, view, row)
         rows[0][0].set_title("source", fontsize=TEXT, color=INK)
@@ -98,7 +99,7 @@ def crops_and_masks(
     save(figure, path)
 
 
-def _global_views(images: Tensor, task: Task, interpolation: str) -> NDArray[np.float32]:
+def _global_views(images: PackedImages, task: Task, interpolation: str) -> NDArray[np.float32]:
     """Global views as pictures [G, B, S, S, 3] in [0, 1]."""
     device = images.device
     with torch.no_grad():
@@ -112,8 +113,8 @@ def _global_views(images: Tensor, task: Task, interpolation: str) -> NDArray[np.
 
 
 def _source(axis: Axes, image: Tensor, task: Task, row: int) -> None:
-    height, width = image.shape[1:]
-    axis.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="bicubic", extent=(0, width, height, 0))
+    height, width = image.shape[:2]
+    axis.imshow(image.numpy(), interpolation="bicubic", extent=(0, width, height, 0))
     for box in task.local_views.boxes[:, row].tolist():
         _box(axis, box, _LOCAL)
     for number, box in enumerate(task.global_views.boxes[:, row].tolist(), start=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.evaluation.pictures.style import INK, SMALL, TEXT, TITLE, new_figure, picture_only, save
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.learner.backbone import Backbone
@@ -25,13 +27,13 @@ class Projection(NamedTuple):
 
 def patch_pca(
     backbones: Mapping[str, Backbone],
-    images: Tensor,
+    images: PackedImages,
     path: Path,
     *,
     renderer: Renderer,
     size: int,
 ) -> None:
-    """Draw the patch PCA of uint8 `images` [B, 3, H, W] seen whole at `size` pixels, a row for each backbone.
+    """Draw the patch PCA of B `images` seen whole at `size` pixels, a row for each backbone.
 
     One PCA for each backbone over the patches of all images, as in DINOv2's figures, so that a colour
     means the same in every image of a row. A component's sign is arbitrary; it is settled so that rows
@@ -46,8 +48,9 @@ def patch_pca(
     count, cell = len(images), 1.45
     figure = new_figure(1.5 + count * cell, 0.75 + (1 + len(rows)) * (cell + 0.05))
     grid = figure.subplots(1 + len(rows), count, squeeze=False)
-    for column, image in enumerate(images):
-        grid[0][column].imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="bicubic")
+    plain = replace(renderer, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    for column, picture in enumerate(plain.whole(images, size).clamp(0, 1)):
+        grid[0][column].imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="bicubic")
         for axes, projection in zip(grid[1:], rows.values(), strict=True):
             axes[column].imshow(_colours(projection.components)[column].numpy(), interpolation="nearest")
     for axis in grid.flat:

@@ -1,0 +1,70 @@
+"""A batch of source images in one stretch of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vpt_kernels import PackedImages
+from vpt_vision.data.source import Sample
+
+_ROWS = 4  # of int64 before the pixels: each image's number, offset, height and width
+
+
+class Unreadable(NamedTuple):
+    """An image that was skipped."""
+
+    name: str
+    reason: str
+    shard: str | None = None  # where it lies, if in a shard
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B source images, without their labels: those never reach the learner.
+
+    All lies in one buffer, which crosses from a worker process through shared memory, into pinned memory
+    and on to a device as a whole: one copy each.
+    """
+
+    buffer: Tensor  # uint8: four rows of int64 [B] (numbers, offsets, heights, widths), then the pixels
+    size: int  # B
+    unreadable: list[Unreadable]  # what was skipped to fill the batch
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], unreadable: list[Unreadable]) -> Batch:
+        """Pack the images of `samples`."""
+        facts = [(sample.index, sample.image.numel(), *sample.image.shape[:2]) for sample in samples]
+        index, lengths, heights, widths = torch.tensor(facts, dtype=torch.int64).view(-1, 4).T
+        rows = torch.stack([index, lengths.cumsum(0) - lengths, heights, widths])
+        buffer = torch.empty(rows.nbytes + int(lengths.sum()), dtype=torch.uint8)
+        batch = cls(buffer, len(samples), unreadable)
+        batch._rows().copy_(rows)
+        for place, sample in zip(batch.images, samples, strict=True):
+            place.copy_(sample.image)
+        return batch
+
+    @property
+    def images(self) -> PackedImages:
+        """The images, views of the buffer."""
+        _, offsets, heights, widths = self._rows()
+        return PackedImages(self.buffer[_ROWS * 8 * self.size :], offsets, heights, widths)
+
+    @property
+    def index(self) -> Tensor:
+        """Each image's number in the source, [B] int64."""
+        return self._rows()[0]
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in pinned memory, as `DataLoader` asks of what it hands on."""
+        return replace(self, buffer=self.buffer.pin_memory())
+
+    def _rows(self) -> Tensor:
+        return self.buffer[: _ROWS * 8 * self.size].view(torch.int64).view(_ROWS, self.size)
