@@ -1,5 +1,7 @@
 """Scenes: determinism, disjoint photos, and labels that agree with the pixels."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,26 @@ def test_every_photo_has_an_area_and_a_background():
     photos, areas = _photos("train")
     assert (areas > 0.04).all() and (areas < 1).sum() > 5900
     assert set(np.unique(photos[:, :, 1])) == {0.0, 1.0}
+
+
+def test_the_goal_colour_labels_the_order_of_the_salient_garment_s_channels():
+    source, by_class = scenes(goal="colour"), scenes()
+    labels = []
+    for index in range(300):
+        sample = source[index]
+        assert same(sample, by_class[index])
+        garments = sample.segmentation > 0
+        named = sample.segmentation.long() * 100 + sample.depth.long()
+        values, counts = named[garments].unique(return_counts=True)
+        pixels = sample.image[named == values[counts.argmax()]].double()
+        clear = pixels[pixels.sort(1).values.diff(dim=1).amin(1) > 4]  # edges mix in what lies below
+        if len(clear) > 0.7 * len(pixels):  # else two channels are nearly equal
+            orders = Counter(tuple(pixel) for pixel in clear.argsort(1).tolist())
+            (order, votes), *_ = orders.most_common()
+            assert source.classes[sample.label] == "".join("rgb"[channel] for channel in order)
+            assert votes > 0.7 * len(clear)
+            labels.append(sample.label)
+    assert len(labels) > 200 and min(np.bincount(labels, minlength=6)) > 20
 
 
 @settings(max_examples=150, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.resources import files
+from itertools import permutations
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from vpt_vision.schema import Config
 CLASSES = [
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 ]  # fmt: skip
+TINTS = list(permutations("rgb"))  # from the darkest channel to the lightest
 PHOTO = 28  # side of a photo, pixels
 PER_CLASS = 1000  # photos of each class in the mosaic
 SPLITS = {"train": (0, 600), "feedback": (600, 800), "test": (800, 1000)}  # photos of each class, disjoint
@@ -38,6 +40,9 @@ class FashionScenesConfig(Config):
     split: Literal["train", "feedback", "test"] = Field(description="whose photos: no photo is in two splits")
     count: int = Field(ge=1, description="scenes in the source")
     size: int = Field(64, ge=SMALLEST, description="side of a scene, pixels")
+    goal: Literal["class", "colour"] = Field(
+        "class", description="what the label tells of the salient garment: its class, or its colour's order"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="another seed gives other scenes of the same photos")
     garments: tuple[int, int] = Field(
         (3, 6), description="fewest and most garments of a scene, salient one included"
@@ -78,7 +83,8 @@ class FashionScenesConfig(Config):
 class Garment(NamedTuple):
     """One garment as it lies in a scene."""
 
-    label: int
+    label: int  # its class
+    tint: int  # the order of its colour's channels, in TINTS
     top: int  # of the square cell that holds the photo; may lie outside the scene
     left: int
     colour: Floats  # [3, s, s] in [0, 255]
@@ -93,16 +99,17 @@ class Garment(NamedTuple):
 class FashionScenes:
     """A source of scenes: several garments at random places, scales and tints, in front of one another.
 
-    A sample's label is the class of its salient garment: the one with the largest visible area, which lies
-    wholly inside the scene and shows at least `min_visible` of itself. Its segmentation map is 0 on the
+    A sample's label tells of its salient garment: the one with the largest visible area, which lies wholly
+    inside the scene and shows at least `min_visible` of itself. It is the garment's class or, for the goal
+    "colour", which of its red, green and blue is the darkest and which the lightest (6 orders, equally
+    often; a pixel's lightness does not change them). Its segmentation map is 0 on the
     ground and 1 + class on a garment. Its depth map counts layers, as metres: 1 for the foremost garment,
     one more for each garment behind it, and `garments[1] + 1` for the ground.
     """
 
-    classes: list[str] | None = CLASSES
-
     def __init__(self, config: FashionScenesConfig) -> None:
         self.config = config
+        self.classes: list[str] | None = CLASSES if config.goal == "class" else ["".join(t) for t in TINTS]
         self.size = config.size
 
     def __len__(self) -> int:
@@ -148,7 +155,12 @@ class FashionScenes:
             [garment.label + 1 for garment in layers] + [0], np.uint8
         )  # top == -1 is the ground
         depths = np.array([*range(len(layers), 0, -1), config.garments[1] + 1], np.float32)
-        return image.astype(np.uint8), labels[top], depths[top], salient.label
+        return (
+            image.astype(np.uint8),
+            labels[top],
+            depths[top],
+            salient.label if config.goal == "class" else salient.tint,
+        )
 
     def _ground(self, rng: np.random.Generator) -> Floats:
         """Draw a ground [3, size, size]: a colour, and value noise of several octaves around it."""
@@ -173,7 +185,7 @@ class FashionScenes:
         if rng.random() < 0.5:
             shade, alpha = shade[:, ::-1], alpha[:, ::-1]
 
-        hue = rng.random((3, 1, 1))
+        hue = rng.random((3, 1, 1))  # its order is that of the channels in every pixel
         dark, light = hue * rng.uniform(0.1, 0.5), 1 - (1 - hue) * rng.uniform(0.1, 0.6)
         if rng.random() < 0.5:
             dark, light = light, dark
@@ -183,7 +195,8 @@ class FashionScenes:
 
         margin = 0 if inside else side // 2
         top, left = rng.integers(-margin, self.size - side + margin, 2, endpoint=True)
-        return Garment(label, int(top), int(left), colour, alpha)
+        tint = TINTS.index(tuple("rgb"[channel] for channel in hue.ravel().argsort()))
+        return Garment(label, tint, int(top), int(left), colour, alpha)
 
     def _paint(self, ground: Floats, layers: list[Garment]) -> tuple[Floats, Ints]:
         """Lay garments over a ground, back to front; also give each pixel's foremost layer, -1 for none."""
