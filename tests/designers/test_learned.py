@@ -25,7 +25,11 @@ from vpt_vision.errors import UserError
 from vpt_vision.task import Keys, Task, Views
 
 PATCH = 4
-ALL = ["crops", "photometrics", "masks"]
+ALL = [
+    "crops",
+    "photometrics",
+    "masks",
+]  # what a task's tensors below are of; targets have tests of their own
 TensorsOf = Callable[[Task], dict[str, Tensor]]
 Wild = Callable[..., LearnedDesigner]
 

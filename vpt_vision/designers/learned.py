@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vpt_kernels import PackedImages
@@ -18,12 +18,31 @@ from vpt_vision.designers.network import STRIDE, ThumbnailNetwork
 from vpt_vision.designers.photometrics import EVENTS, STRENGTHS, PhotometricBend
 from vpt_vision.designers.policy import Policy, RecipeLaws, Surface
 from vpt_vision.designers.recipe import RecipeConfig
+from vpt_vision.designers.targets import TargetBend
 from vpt_vision.designers.views import ViewBend
 from vpt_vision.errors import UserError
 from vpt_vision.schema import Config
+from vpt_vision.task import MIXED
 
 _KINDS = 2  # of views: global and local
 _SHAPES = 4  # log a and log b of area and of aspect
+
+
+class TargetsConfig(Config):
+    """How far the surface of targets may go from neutral; a bound of 0 leaves that part alone."""
+
+    tokens: float = Field(
+        1.0, ge=0, description="largest |log weight| of a hidden token before its mean is 1"
+    )
+    samples: float = Field(1.0, ge=0, description="largest |log weight| of an image before their mean is 1")
+    temperature: float = Field(0.3, ge=0, description="largest |log| of the teacher's temperature's factor")
+    mix: float = Field(0.7, ge=0, description="largest |log factor| of the weights of DINO, iBOT and Gram")
+
+    @model_validator(mode="after")
+    def _does_something(self) -> TargetsConfig:
+        if not any((self.tokens, self.samples, self.temperature, self.mix)):
+            raise ValueError("every bound is 0; take targets from designer.surfaces instead")
+        return self
 
 
 class LearnedDesignerConfig(Config):
@@ -33,7 +52,7 @@ class LearnedDesignerConfig(Config):
     surfaces: tuple[Surface, ...] = Field(
         ("crops", "photometrics", "masks"),
         min_length=1,
-        description="what it controls; the rest stays the recipe's",
+        description="what it controls, of crops, photometrics, masks, targets; the rest stays the recipe's",
     )
     thumbnail: int = Field(
         32,
@@ -50,17 +69,18 @@ class LearnedDesignerConfig(Config):
     mask_temperature: float = Field(
         0.5, gt=0, description="of the relaxed mask that carries the gradient, in logits"
     )
+    targets: TargetsConfig = Field(TargetsConfig(), description="bounds of the surface targets")
     learning_rate: float = Field(1e-3, ge=0, description="of the designer's AdamW; 0 leaves it at the recipe")
     weight_decay: float = Field(0.0, ge=0, description="of the designer's AdamW")
     kl_weight: float = Field(0.01, ge=0, description="price in value of one nat of KL from the recipe")
 
 
 class LearnedDesigner(Designer):
-    """Bends crops, photometrics and masks by what it sees in the image, starting exactly at the recipe.
+    """Bends crops, photometrics, masks and targets by what it sees in the image, starting at the recipe.
 
-    The last layers start at zero, and zero bends nothing: the first task is the fixed designer's for
-    the same keys. Every output passes through bound * tanh(x / bound), so the law never leaves the recipe's
-    ranges nor any outcome's probability vanishes. DESIGN.md section 6.
+    The last layers start at zero, and zero bends nothing: the first task is exactly the fixed designer's
+    for the same keys. Every output passes through bound * tanh(x / bound), so the law never leaves the
+    recipe's ranges nor any outcome's probability vanishes. DESIGN.md section 6.
 
     Raises `UserError` where the mask surface is asked for and the recipe's masks are not the random ones
     that zero logits stand for.
@@ -72,6 +92,8 @@ class LearnedDesigner(Designer):
         "crop_fields": "crops",
         "photometrics": "photometrics",
         "masks": "masks",
+        "token_weights": "targets",
+        "target_numbers": "targets",
     }
 
     def __init__(self, config: LearnedDesignerConfig, recipe: RecipeConfig, patch_size: int) -> None:
@@ -94,6 +116,12 @@ class LearnedDesigner(Designer):
             self.heads["photometrics"] = nn.Linear(pooled, _KINDS * (2 * len(STRENGTHS) + len(EVENTS)))
         if "masks" in self.surfaces:
             self.heads["masks"] = nn.Conv2d(pooled, 1, 1)
+        if "targets" in self.surfaces:
+            bounds = config.targets
+            if bounds.tokens:
+                self.heads["token_weights"] = nn.Conv2d(pooled, 1, 1)
+            if bounds.samples or bounds.temperature or bounds.mix:
+                self.heads["target_numbers"] = nn.Linear(pooled, 2 + len(MIXED))
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
@@ -139,6 +167,7 @@ class LearnedDesigner(Designer):
                 global_bend=bends[0],
                 local_bend=bends[1],
                 mask_bend=self._masks(outputs),
+                target_bend=self._targets(outputs),
                 heights=images.heights,
                 widths=images.widths,
             )
@@ -173,6 +202,19 @@ class LearnedDesigner(Designer):
             return None
         field = _bounded(outputs["masks"][:, 0], self.config.field_bound)
         return MaskBend(field, self.config.mask_temperature)
+
+    def _targets(self, outputs: dict[str, Tensor]) -> TargetBend | None:
+        if "targets" not in self.surfaces:
+            return None
+        bounds = self.config.targets
+        sample = temperature = mix = None
+        if "target_numbers" in outputs:
+            raw_sample, raw_temperature, *raw_mix = outputs["target_numbers"].unbind(1)
+            sample = _bounded(raw_sample, bounds.samples) if bounds.samples else None
+            temperature = _bounded(raw_temperature, bounds.temperature) if bounds.temperature else None
+            mix = _bounded(torch.stack(raw_mix), bounds.mix) if bounds.mix else None
+        field = _bounded(outputs["token_weights"][:, 0], bounds.tokens) if bounds.tokens else None
+        return TargetBend(field, sample, temperature, mix)
 
 
 def _bounded(x: Tensor, bound: float) -> Tensor:

@@ -118,7 +118,7 @@ class MaskLaw:
         if bend is None:
             logits = torch.zeros(counts.numel(), self.side**2, device=views.boxes.device)
         else:
-            logits = self._logits(bend.field, views, heights, widths).flatten(0, 1).flatten(1)
+            logits = self.in_views(bend.field, views, heights, widths).flatten(0, 1).flatten(1)
         drawn = sample_masks(
             logits,
             self._flat(counts, views),
@@ -129,8 +129,8 @@ class MaskLaw:
         )
         return logits, drawn
 
-    def _logits(self, field: Tensor, views: Views, heights: Tensor, widths: Tensor) -> Tensor:
-        """Logits [G, B, side, side]: the field at the place in the image that each patch's centre shows."""
+    def in_views(self, field: Tensor, views: Views, heights: Tensor, widths: Tensor) -> Tensor:
+        """Return `field` at the place in the image that each patch's centre shows, [G, B, side, side]."""
         # A box's own gradient goes through the pixels it shows; through the mask alone it would mislead.
         top, left, box_height, box_width = views.boxes.detach().unbind(-1)
         along = (torch.arange(self.side, device=field.device) + 0.5) / self.side

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from vpt_vision.designers.masks import MaskBend, MaskLaw
 from vpt_vision.designers.recipe import RecipeConfig
+from vpt_vision.designers.targets import TargetBend, TargetLaw
 from vpt_vision.designers.views import ViewBend, ViewLaw
-from vpt_vision.task import Keys, Task
+from vpt_vision.task import Keys, Masks, Targets, Task, Views
 
-Surface = Literal["crops", "photometrics", "masks"]
+Surface = Literal["crops", "photometrics", "masks", "targets"]
 
 
 class RecipeLaws(nn.Module):
@@ -29,13 +30,15 @@ class RecipeLaws(nn.Module):
         self.global_views = ViewLaw(recipe, global_kind)
         self.local_views = ViewLaw(recipe, local_kind)
         self.masks = MaskLaw(recipe.masks, global_kind, patch_size)
+        self.targets = TargetLaw()
 
 
 @dataclass(frozen=True)
 class Policy:
     """The law of the tasks of one batch: the recipe's laws, bent for every image.
 
-    A task drawn from it depends on an image, its bends and its key alone, never on the rest of the batch.
+    A task drawn from it depends on an image, its bends and its key alone, never on the rest of the batch; but
+    the weights of images, if they are bent, have mean 1 over it.
     """
 
     laws: RecipeLaws
@@ -43,6 +46,7 @@ class Policy:
     global_bend: ViewBend
     local_bend: ViewBend
     mask_bend: MaskBend | None
+    target_bend: TargetBend | None
     heights: Tensor  # [B] int64: of the source images, pixels
     widths: Tensor  # [B] int64
 
@@ -52,7 +56,7 @@ class Policy:
         global_views = self.laws.global_views.draw(there, self.global_bend, self.heights, self.widths)
         local_views = self.laws.local_views.draw(there, self.local_bend, self.heights, self.widths)
         masks = self.laws.masks.draw(keys, self.mask_bend, global_views, self.heights, self.widths)
-        return Task(global_views, local_views, masks)
+        return Task(global_views, local_views, masks, self._targets(global_views, masks))
 
     def kl(self) -> dict[Surface, Tensor]:
         """KL [B] in nats of each controlled surface's law to the recipe's; each law says what it counts."""
@@ -69,6 +73,7 @@ class Policy:
     def log_prob(self, task: Task, keys: Keys) -> dict[Surface, Tensor]:
         """Log density [B] of each controlled surface's part of `task`, which `sample(keys)` drew.
 
+        Targets have none: nothing of them is drawn.
         What was drawn is made anew from the keys and held; the gradient goes to the bends: the score of
         each image's draws. Each law says what its density is of.
         """
@@ -99,7 +104,20 @@ class Policy:
         if self.mask_bend is not None:
             described = self.laws.masks.describe(self.mask_bend)
             scalars |= {f"masks/{name}": value for name, value in described.items()}
+        if self.target_bend is not None:
+            described = self.laws.targets.describe(self.target_bend)
+            scalars |= {f"targets/{name}": value for name, value in described.items()}
         return scalars
+
+    def _targets(self, views: Views, masks: Masks) -> Targets:
+        if self.target_bend is None:
+            return Targets()
+        logits = None
+        if self.target_bend.field is not None:
+            logits = self.laws.masks.in_views(self.target_bend.field, views, self.heights, self.widths).flatten(
+                2
+            )
+        return self.laws.targets.draw(self.target_bend, logits, masks)
 
     def _each(self, ask: Callable[[Any, Any], Tensor]) -> dict[Surface, Tensor]:
         """Ask the law of each controlled surface about its bend; answers are summed over kinds of views."""
@@ -112,6 +130,8 @@ class Policy:
             answers["photometrics"] = torch.stack(each).sum(0)
         if self.mask_bend is not None:
             answers["masks"] = ask(self.laws.masks, self.mask_bend)
+        if self.target_bend is not None:
+            answers["targets"] = ask(self.laws.targets, self.target_bend)
         return answers
 
     def _kinds(self) -> list[tuple[ViewLaw, ViewBend]]:

@@ -20,4 +20,5 @@ def opened(task: Task, surfaces: frozenset[Surface]) -> Task:
         )
 
     masks = task.masks if "masks" in surfaces else task.masks.detach()
-    return Task(views(task.global_views), views(task.local_views), masks, task.targets.detach())
+    targets = task.targets if "targets" in surfaces else task.targets.detach()
+    return Task(views(task.global_views), views(task.local_views), masks, targets)
