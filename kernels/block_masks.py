@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import INTEGER, expect, expect_counts
-from .packing import PackedMasks, empty_masks, expect_total, pack
+from .packing import PackedMasks, empty_masks, expect_total, pack, without_tail
 from .random import BLOCK_MASKS_STREAM, reference_keyed_uniform, seed_words
 
 # Where each octet has zeros: eight bools, held as one int64 so that a look-up copies one element.
@@ -26,6 +26,7 @@ def block_masks(
     seed: int,
     step: int,
     sample: Tensor,
+    padded: bool = False,
     min_patches: int = 4,
     min_aspect: float = 0.3,
 ) -> PackedMasks:
@@ -47,6 +48,8 @@ def block_masks(
         sample: int64 [N], the key of each row; on the device of counts or on the CPU. Rows of equal
             key get equal draws, so two views of one image need two keys, say image * views + view. Keys
             on the CPU are copied to a CUDA device, which a CUDA graph cannot capture unless they are pinned.
+        padded: total may exceed the sum of counts, for counts that only the device knows. The list then ends
+            in padding: index 0 and weight 0.
         min_patches: smallest area, at least 1.
         min_aspect: least height / width, in (0, 1]; the greatest is its inverse.
 
@@ -66,7 +69,7 @@ def block_masks(
     if height < 1 or width < 1 or height * width > 4096:
         raise ValueError(f"{name}: grid must have 1..4096 patches, got {height} x {width}.")
     expect_counts(name, counts, height * width)
-    expect_total(name, counts, total)
+    expect_total(name, counts, total, padded)
     expect(name, "sample", sample, INTEGER, (len(counts),))
     if min_patches < 1 or not 0 < min_aspect <= 1:
         raise ValueError(
@@ -75,8 +78,12 @@ def block_masks(
         )
     low, high = seed_words(name, seed, step)
     sample = sample.to(counts.device, non_blocking=True)
-    masks = block_masks_op(counts, sample, height, width, total, low, high, step, min_patches, min_aspect)
-    return PackedMasks(*masks)
+    hidden, indices, inverse, weights = block_masks_op(
+        counts, sample, height, width, total, low, high, step, min_patches, min_aspect
+    )
+    if padded:
+        indices, weights = without_tail(indices, weights, counts)
+    return PackedMasks(hidden, indices, inverse, weights)
 
 
 @torch.library.custom_op("vpt::block_masks", mutates_args=())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -17,12 +18,13 @@ class PackedMasks(NamedTuple):
     weights: Tensor  # [total] fp32: 1 / how many its row hides, so that a row's weights sum to 1
 
 
-def pack_masks(hidden: Tensor, total: int) -> PackedMasks:
+def pack_masks(hidden: Tensor, total: int, *, padded: bool = False) -> PackedMasks:
     """Pack masks that are already made, by torch operations that never wait for the device.
 
     Args:
         hidden: bool [N, T].
         total: how many are True, known to the caller; checked on the CPU alone.
+        padded: fewer may be True. The list then ends in padding: index 0 and weight 0.
 
     Raises:
         TypeError, ValueError: hidden has another dtype or shape, or another number is True.
@@ -33,30 +35,49 @@ def pack_masks(hidden: Tensor, total: int) -> PackedMasks:
             f"{list(hidden.shape)}."
         )
     counts = hidden.sum(1)
-    expect_total("pack_masks", counts, total)
+    expect_total("pack_masks", counts, total, padded)
     return pack(hidden, counts, total)
 
 
 def pack(hidden: Tensor, counts: Tensor, total: int) -> PackedMasks:
-    """Pack `hidden` [N, T], of which row n has counts[n] and all rows have `total`."""
+    """Pack `hidden` [N, T], of which row n has counts[n] and all rows have `total`, or fewer."""
     flat = hidden.flatten()
     if flat.device.type == "cpu" and not torch.compiler.is_compiling():
         indices = flat.nonzero().squeeze(1)  # twice as fast there, and there is nothing to wait for
-    else:
-        indices = torch.nonzero_static(flat, size=total).squeeze(1)
-    inverse = torch.full_like(flat, -1, dtype=torch.int64)
+        inverse = torch.full_like(flat, -1, dtype=torch.int64)
+        inverse.scatter_(0, indices, torch.arange(len(indices), device=flat.device))
+        weights = counts.float().reciprocal().repeat_interleave(counts, output_size=len(indices))
+        padding = (0, total - len(indices))
+        return PackedMasks(
+            hidden, F.pad(indices, padding), inverse.view(hidden.shape), F.pad(weights, padding)
+        )
+    beyond = flat.numel()  # where padding is for now: a place after the last token
+    indices = torch.nonzero_static(flat, size=total, fill_value=beyond).squeeze(1)
+    inverse = torch.full((beyond + 1,), -1, dtype=torch.int64, device=flat.device)
     inverse.scatter_(0, indices, torch.arange(total, device=flat.device))
-    weights = counts.float().reciprocal().repeat_interleave(counts, output_size=total)
-    return PackedMasks(hidden, indices, inverse.view(hidden.shape), weights)
+    listed = indices < beyond
+    indices = indices.where(listed, 0)
+    weights = counts.float().reciprocal()[indices // max(1, hidden.shape[1])].where(listed, 0.0)
+    return PackedMasks(hidden, indices, inverse[:beyond].view(hidden.shape), weights)
 
 
-def expect_total(function: str, counts: Tensor, total: int) -> None:
-    """Refuse a `total` that is negative or, where looking does not wait for the device, not counts.sum()."""
+def without_tail(indices: Tensor, weights: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Set what kernels left unwritten after the counts.sum() hidden tokens of a list to index 0, weight 0."""
+    listed = torch.arange(len(indices), device=indices.device) < counts.sum()
+    return indices.where(listed, 0), weights.where(listed, 0.0)
+
+
+def expect_total(function: str, counts: Tensor, total: int, padded: bool = False) -> None:
+    """Refuse a `total` that is negative or, where looking does not wait for the device, not counts.sum().
+
+    With `padded` it may be more.
+    """
     if total < 0:
         raise ValueError(f"{function}: total must be at least 0, got {total}.")
     looks = counts.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and (found := int(counts.sum())) != total:
-        raise ValueError(f"{function}: total must be the sum of counts, {found}, got {total}.")
+    if looks and ((found := int(counts.sum())) > total or (found < total and not padded)):
+        least = "at least " if padded else ""
+        raise ValueError(f"{function}: total must be {least}the sum of counts, {found}, got {total}.")
 
 
 def hide_highest(scores: Tensor, counts: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import INTEGER, expect, expect_counts
-from .packing import empty_masks, expect_total, hide_highest, pack
+from .packing import empty_masks, expect_total, hide_highest, pack, without_tail
 from .random import SAMPLE_MASKS_STREAM, reference_keyed_uniform, seed_words
 
 
@@ -23,7 +23,14 @@ class MaskSample(NamedTuple):
 
 
 def sample_masks(
-    logits: Tensor, counts: Tensor, *, total: int, seed: int, step: int, sample: Tensor
+    logits: Tensor,
+    counts: Tensor,
+    *,
+    total: int,
+    seed: int,
+    step: int,
+    sample: Tensor,
+    padded: bool = False,
 ) -> MaskSample:
     """Hide exactly counts[n] of T patches, drawn without replacement by weights exp(logits).
 
@@ -39,6 +46,8 @@ def sample_masks(
         step: the run's, 0 <= step < 2**32.
         sample: int64 [N], the key of each row; on the device of logits or on the CPU. Rows of equal
             key get equal noise, so two views of one image need two keys, say image * views + view.
+        padded: total may exceed the sum of counts, for counts that only the device knows. The list then ends
+            in padding: index 0 and weight 0.
 
     Counts or keys on the CPU are copied to a CUDA device of logits, which a CUDA graph cannot capture unless
     they are pinned.
@@ -54,7 +63,7 @@ def sample_masks(
         raise ValueError(f"{name}: logits must have at most 4096 patches in a row, got {patches}.")
     expect(name, "counts", counts, INTEGER, (n,))
     expect_counts(name, counts, patches)
-    expect_total(name, counts, total)
+    expect_total(name, counts, total, padded)
     expect(name, "sample", sample, INTEGER, (n,))
     low, high = seed_words(name, seed, step)
     sample = sample.to(logits.device, non_blocking=True)
@@ -62,6 +71,8 @@ def sample_masks(
     perturbed, hidden, indices, inverse, weights = sample_masks_op(
         logits, counts, sample, total, low, high, step
     )
+    if padded:
+        indices, weights = without_tail(indices, weights, counts)
     return MaskSample(hidden, indices, inverse, weights, perturbed)
 
 
