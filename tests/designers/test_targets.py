@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers import FixedDesigner, LearnedDesigner, LearnedDesignerConfig, RecipeConfig
 from vpt_vision.designers.targets import TargetBend, TargetLaw
 from vpt_vision.task import Keys, Masks, Targets
@@ -31,7 +31,7 @@ def build(recipe: RecipeConfig, scale: float = 0.0, seed: int = 0, **bounds: flo
 
 
 def test_start_neutral_and_the_fixed_designer_says_nothing(
-    recipe: RecipeConfig, images: Tensor, keys: Keys
+    recipe: RecipeConfig, images: PackedImages, keys: Keys
 ) -> None:
     targets = build(recipe)(images, keys).targets
     for name in FIELDS:
@@ -46,7 +46,7 @@ def test_start_neutral_and_the_fixed_designer_says_nothing(
 @given(st.integers(0, 2**31), st.floats(-2, 3))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_normalised_and_bounded_whatever_the_weights(
-    recipe: RecipeConfig, images: Tensor, seed: int, log_scale: float
+    recipe: RecipeConfig, images: PackedImages, seed: int, log_scale: float
 ) -> None:
     bounds = {"tokens": 0.8, "samples": 1.2, "temperature": 0.25, "mix": 0.5}
     policy = build(recipe, 10**log_scale, seed, **bounds).policy(images)
@@ -68,7 +68,7 @@ def test_normalised_and_bounded_whatever_the_weights(
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_each_part_alone(recipe: RecipeConfig, images: Tensor, keys: Keys, part: str) -> None:
+def test_each_part_alone(recipe: RecipeConfig, images: PackedImages, keys: Keys, part: str) -> None:
     off = {name: 0.0 for name in PARTS if name != part}
     designer = build(recipe, 0.5, **off)
     task = designer(images, keys)
@@ -91,7 +91,7 @@ def test_all_parts_off_is_refused(recipe: RecipeConfig) -> None:
         build(recipe, **dict.fromkeys(PARTS, 0.0))
 
 
-def test_everything_else_is_the_recipes(recipe: RecipeConfig, images: Tensor, keys: Keys) -> None:
+def test_everything_else_is_the_recipes(recipe: RecipeConfig, images: PackedImages, keys: Keys) -> None:
     ours, theirs = build(recipe, 1.0)(images, keys), FixedDesigner(recipe, 4)(images, keys)
     assert ours.global_views.boxes.equal(theirs.global_views.boxes)
     assert ours.local_views.boxes.equal(theirs.local_views.boxes)
@@ -99,7 +99,7 @@ def test_everything_else_is_the_recipes(recipe: RecipeConfig, images: Tensor, ke
     assert ours.masks.relaxed is None
 
 
-def test_token_weights_follow_the_image(recipe: RecipeConfig, images: Tensor, keys: Keys) -> None:
+def test_token_weights_follow_the_image(recipe: RecipeConfig, images: PackedImages, keys: Keys) -> None:
     """The ratio of two patches' weights is that of the field where they lie, in views mirrored or not."""
     policy = build(recipe, 1.0).policy(images)
     task = policy.sample(keys)
@@ -124,7 +124,7 @@ def test_token_weights_follow_the_image(recipe: RecipeConfig, images: Tensor, ke
 
 
 def test_an_image_depends_on_others_by_its_weight_alone(
-    recipe: RecipeConfig, images: Tensor, keys: Keys
+    recipe: RecipeConfig, images: PackedImages, keys: Keys
 ) -> None:
     designer = build(recipe, 0.7)
     whole = designer(images, keys).targets

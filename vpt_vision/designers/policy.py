@@ -114,9 +114,9 @@ class Policy:
             return Targets()
         logits = None
         if self.target_bend.field is not None:
-            logits = self.laws.masks.in_views(self.target_bend.field, views, self.heights, self.widths).flatten(
-                2
-            )
+            logits = self.laws.masks.in_views(
+                self.target_bend.field, views, self.heights, self.widths
+            ).flatten(2)
         return self.laws.targets.draw(self.target_bend, logits, masks)
 
     def _each(self, ask: Callable[[Any, Any], Tensor]) -> dict[Surface, Tensor]:
