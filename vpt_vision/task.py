@@ -139,10 +139,20 @@ class Task:
 
 
 class RenderedViews(NamedTuple):
-    """The pixels of a task: normalised images of every view."""
+    """The pixels of a task: normalised images of every view.
 
-    global_views: Tensor  # [G, B, 3, S, S]
+    The student may be shown the global views changed, in n versions one after the other; `teacher_views` are
+    then those that the teacher sees.
+    """
+
+    global_views: Tensor  # [n·G, B, 3, S, S]; n = 1 as a rule
     local_views: Tensor  # [L, B, 3, s, s]
+    teacher_views: Tensor | None = None  # [G, B, 3, S, S]; None: the global views
+
+    @property
+    def for_teacher(self) -> Tensor:
+        """The global views as the teacher sees them, [G, B, 3, S, S]."""
+        return self.global_views if self.teacher_views is None else self.teacher_views
 
 
 @dataclass(frozen=True)

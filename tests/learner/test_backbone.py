@@ -254,3 +254,34 @@ def test_gradient_reaches_the_mask_token() -> None:
     (gradient,) = torch.autograd.grad(backbone(images, hidden).cls.sum(), backbone.mask_token)
     assert gradient.abs().sum() > 0
     assert isinstance(backbone.mask_token, nn.Parameter)
+
+
+@every_family
+def test_attention_is_that_of_the_fused_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against softmax(q kᵀ / √d) of the last call of the fused kernel in timm's own forward pass."""
+    backbone = backbone_of(name)
+    images, _ = images_and_hidden(backbone, 3)
+    if backbone.vit.cls_token is None:
+        with pytest.raises(UserError, match="class token to patches"):
+            backbone.attend(images)
+        return
+    calls = []
+    fused = nn.functional.scaled_dot_product_attention
+
+    def record(q: Tensor, k: Tensor, v: Tensor, **rest: object) -> Tensor:
+        calls.append((q, k))
+        return fused(q, k, v, **rest)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record)
+    tokens = backbone.vit.fc_norm(backbone.vit.forward_features(images))
+    assert len(calls) == backbone.depth  # every block's attention is fused
+    q, k = calls[-1]
+    weights = torch.softmax(q[:, :, 0, None] @ k.mT / q.shape[-1] ** 0.5, dim=-1)[:, :, 0]
+    expected = weights[..., backbone.num_prefix_tokens :].mean(1)
+
+    calls.clear()
+    features, attention = backbone.attend(images)
+    assert len(calls) == backbone.depth  # and stays so
+    torch.testing.assert_close(attention.double(), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(features.patches, tokens[:, backbone.num_prefix_tokens :])
+    assert not backbone.vit.blocks[-1].attn._forward_pre_hooks

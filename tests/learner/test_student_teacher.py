@@ -400,7 +400,7 @@ def test_prototypes_are_those_of_the_student_heads(make_learner: MakeLearner) ->
 
 def test_bf16_autocast_gives_fp32_losses_near_those_of_fp32(make_learner: MakeLearner, batch: Batch) -> None:
     learner = make_learner(gram_weight=1.0, centring="ema").float()
-    views, masks = RenderedViews(*(pixels.float() for pixels in batch[0])), batch[1]
+    views, masks = RenderedViews(*(pixels.float() for pixels in batch[0][:2])), batch[1]
     expected = learner(views, masks, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
         losses = learner(views, masks, 0.1)
@@ -410,7 +410,7 @@ def test_bf16_autocast_gives_fp32_losses_near_those_of_fp32(make_learner: MakeLe
 
 
 def test_scores_made_anew_equal_stored_ones_under_autocast(make_learner: MakeLearner, batch: Batch) -> None:
-    views, masks = RenderedViews(*(pixels.float() for pixels in batch[0])), batch[1]
+    views, masks = RenderedViews(*(pixels.float() for pixels in batch[0][:2])), batch[1]
     found = []
     for store_scores in (True, False):
         learner = make_learner(store_scores=store_scores).float()
@@ -427,3 +427,84 @@ def test_stochastic_depth_is_off_outside_training(make_learner: MakeLearner, bat
     assert torch.equal(learner(*batch, 0.05).total, learner(*batch, 0.05).total)
     learner.train()
     assert not torch.equal(learner(*batch, 0.05).total, learner(*batch, 0.05).total)
+
+
+def test_the_teachers_attention_is_that_of_its_backbone_and_the_teacher_runs_once(
+    make_learner: MakeLearner, batch: Batch
+) -> None:
+    learner, (views, masks) = make_learner(), batch
+    expected = learner(views, masks, 0.05)
+    runs = []
+    learner.teacher.backbone.vit.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    attention = learner.cls_attention(views.global_views)
+    for view, row in zip(views.global_views, attention, strict=True):
+        torch.testing.assert_close(row, learner.teacher.backbone.attend(view)[1])
+    runs.clear()
+    learner.cls_attention(views.global_views)
+    losses = learner(views, masks, 0.05)
+    assert len(runs) == 1
+    assert torch.equal(losses.total, expected.total)
+    learner(views, masks, 0.05)
+    assert len(runs) == 2  # what the teacher said is used once: it may have moved since
+    learner.cls_attention(views.global_views)
+    other = views._replace(global_views=views.global_views + 1)
+    assert not torch.equal(learner(other, masks, 0.05).total, expected.total)
+
+
+@pytest.mark.parametrize("settings", [{}, {"centring": "ema"}, {"store_scores": False}])
+def test_cross_entropies_are_those_of_every_pair(
+    make_learner: MakeLearner, batch: Batch, settings: dict[str, object]
+) -> None:
+    learner, views = make_learner(**settings), batch[0]
+    if learner.cls_centre is not None:
+        learner.cls_centre.value.copy_(torch.linspace(-1, 1, 24))
+    losses = learner.cross_entropies(views, 0.05)
+    assert losses.shape == (5, 2, 4) and not losses.requires_grad
+
+    def logits(network: torch.nn.Module, images: Tensor) -> Tensor:
+        features = network.backbone(images).cls
+        head = network.cls_head
+        directions = torch.nn.functional.normalize(head.mlp(features), dim=-1)
+        return directions @ torch.nn.functional.normalize(head.prototypes, dim=-1).T
+
+    with torch.no_grad():
+        teacher = logits(learner.teacher, views.global_views.flatten(0, 1))
+        if learner.cls_centre is None:
+            q = balanced(teacher, 0.05)
+        else:
+            q = torch.softmax((teacher - learner.cls_centre.value) / 0.05, dim=-1)
+        every = [*views.global_views, *views.local_views]
+        for number, view in enumerate(every):
+            log_p = torch.log_softmax(logits(learner.student, view) / 0.1, dim=-1)
+            for other in range(2):
+                expected = -(q.view(2, 4, -1)[other] * log_p).sum(-1)
+                torch.testing.assert_close(losses[number, other].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"centring": "ema", "shared": True}, {"koleo_weight": 0.3, "gram_weight": 0.5}]
+)
+def test_the_loss_of_several_versions_is_the_mean_over_versions(
+    make_learner: MakeLearner, batch: Batch, settings: dict[str, object]
+) -> None:
+    learner, (views, masks) = make_learner(**settings), batch
+    whole = views.global_views
+    versions = [whole * factor for factor in (0.2, 0.7, 1.0)]
+    repeated = Masks.of(masks.hidden.repeat(3, 1, 1), 3 * masks.total)
+    together = learner(RenderedViews(torch.cat(versions), views.local_views, whole), repeated, 0.05)
+    apart = [learner(RenderedViews(one, views.local_views, whole), masks, 0.05) for one in versions]
+    for term, loss in together.terms.items():
+        expected = torch.stack([losses.terms[term] for losses in apart]).mean()
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for term, losses in together.per_sample.items():
+        expected = torch.stack([one.per_sample[term] for one in apart]).mean(0)
+        torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_teacher_sees_views_of_its_own(make_learner: MakeLearner, batch: Batch) -> None:
+    learner, (views, masks) = make_learner(), batch
+    changed = views._replace(global_views=views.global_views * 0.5, teacher_views=views.global_views)
+    targets = learner.teacher_targets(views.global_views, masks, 0.05)
+    expected = learner.losses(learner.student_outputs(changed, masks), targets, masks).total
+    assert torch.equal(learner(changed, masks, 0.05).total, expected)
+    assert not torch.equal(learner(changed._replace(teacher_views=None), masks, 0.05).total, expected)

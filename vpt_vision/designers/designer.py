@@ -16,7 +16,21 @@ from vpt_vision.task import Keys, RenderedViews, Task
 
 
 class Observed(Protocol):
-    """What a designer may ask of the learner as it stands. Asking changes nothing in the learner."""
+    """What a designer may ask of the learner as it stands, without gradient. Asking changes nothing in it."""
+
+    def cls_attention(self, global_views: Tensor) -> Tensor:
+        """Return how much the teacher's class token attends to each patch of each view, [G, B, N] fp32.
+
+        It is the last block's, the mean over heads, for normalised `global_views` [G, B, 3, S, S]. Raises
+        UserError where the backbone has no such attention.
+        """
+
+    def cross_entropies(self, views: RenderedViews, temperature: float) -> Tensor:
+        """Return DINO's loss of each view under each global view, [G + L, G, B] fp32.
+
+        That of (v, g) is the student's class token of whole view v, the global ones first, under the
+        teacher's target for g.
+        """
 
 
 class Refined(NamedTuple):
@@ -25,6 +39,7 @@ class Refined(NamedTuple):
     task: Task
     views: RenderedViews
     penalties: Mapping[str, Tensor] = MappingProxyType({})  # weighted scalars that the designer pays
+    figures: Mapping[str, Tensor] = MappingProxyType({})  # scalars for the log
 
 
 class Designer(nn.Module, ABC):
@@ -37,7 +52,7 @@ class Designer(nn.Module, ABC):
     and from the outputs to the policy: estimators of value enter at each of the three.
     """
 
-    learns_from: ClassVar[Literal["nothing", "value"]] = "nothing"  # what its own step ascends
+    learns_from: ClassVar[Literal["nothing", "value", "loss"]] = "nothing"  # what its own step ascends
     surfaces: frozenset[Surface] = frozenset()  # what of the recipe it controls
     surface_of: ClassVar[Mapping[str, Surface]] = {}  # which surface each head's output shapes
 

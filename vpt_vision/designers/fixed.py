@@ -21,6 +21,12 @@ class FixedDesignerConfig(Config):
     kind: Literal["fixed"] = Field("fixed", description="the recipe as it stands, the same for every image")
 
 
+class RandomMasksDesignerConfig(Config):
+    """The recipe with masks of patches chosen one by one."""
+
+    kind: Literal["random_masks"] = Field(description="the recipe, hiding patches at random one by one")
+
+
 class FixedDesigner(Designer):
     """Draws every task from the recipe, whatever the image."""
 

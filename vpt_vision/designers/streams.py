@@ -35,6 +35,10 @@ class Stream(IntEnum):
     JITTER_ORDER = 14
     MASKED = 15
     MASK_RATIO = 16
+    HINT = 17
+    OCCLUSION = 18
+    HARD_PAIR = 19
+    HARD_LOCALS = 20
 
 
 def draw(keys: Keys, stream: Stream, kind: ViewKind, attempts: int = 1) -> Tensor:

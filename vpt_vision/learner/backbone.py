@@ -100,6 +100,31 @@ class Backbone(nn.Module):
         """
         return self._features(self.vit.fc_norm(self._encode(self.vit, images, hidden)))
 
+    def attend(self, images: Tensor) -> tuple[Features, Tensor]:
+        """Encode `images` [N, 3, s, s], and say how much the last class token attends to each patch.
+
+        The attention is the last block's, the mean over heads, [N, T] fp32: what the prefix tokens get is
+        left out. That block's attention is computed once more, by plain products, for a fused kernel keeps
+        its weights to itself. Raises UserError where the model has no class token or no such attention.
+        """
+        inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        attention: Any = getattr(self.vit.blocks[-1], "attn", None)
+        if self.vit.cls_token is None or not hasattr(attention, "attn_drop"):
+            raise UserError(
+                f"The last block of {self.config.name} has no attention of a class token to patches; choose "
+                "a plain ViT, DINOv2 or DINOv3."
+            )
+        handle = attention.register_forward_pre_hook(
+            lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True
+        )
+        try:
+            features = self(images)
+        finally:
+            handle.remove()
+        args, kwargs = inputs[0]
+        weights = _attention_weights(attention, *args, **kwargs)
+        return features, weights[:, :, 0, self.num_prefix_tokens :].mean(1, dtype=torch.float32)
+
     def trunk(self, images: Tensor, hidden: Tensor | None, tail_blocks: int) -> TailInput:
         """Run everything below the last `tail_blocks` blocks; `tail(trunk(...))` equals `forward(...)`."""
         vit, recorders = _without_tail(self.vit, self.depth - self._checked(tail_blocks))
@@ -162,13 +187,14 @@ class Backbone(nn.Module):
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: passes the tokens on and keeps what else the block was called with."""
+    """Stands in for a module: passes its input on, and keeps it and what else the module was called with."""
 
+    tokens: Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.args, self.kwargs = args, kwargs
+        self.tokens, self.args, self.kwargs = tokens, args, kwargs
         return tokens
 
 
@@ -199,6 +225,16 @@ def _without_tail(vit: Any, first: int) -> tuple[Any, list[_Recorder]]:
     trunk = copy.copy(vit)
     trunk._modules = {**vit._modules, "blocks": blocks, "norm": nn.Identity()}
     return trunk, list(recorders.values())
+
+
+def _attention_weights(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Return what timm's `attention` multiplies its values by, [N, heads, tokens, tokens]."""
+    recorder = _Recorder()
+    plain = copy.copy(attention)
+    plain._modules = {**attention._modules, "attn_drop": recorder}
+    plain.fused_attn = False
+    plain(*args, **kwargs)
+    return recorder.tokens
 
 
 def _create(config: BackboneConfig) -> Any:

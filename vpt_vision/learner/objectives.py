@@ -10,16 +10,21 @@ from vpt_vision.learner.scores import Scores, Target, distillation_loss
 from vpt_vision.task import MIXED, Masks, Targets
 
 
-def dino_loss(student: Scores, target: Target, batch: int, student_temperature: float) -> Tensor:
+def dino_loss(
+    student: Scores, target: Target, batch: int, student_temperature: float, versions: int = 1
+) -> Tensor:
     """Return each sample's class-token loss [batch] fp32.
 
     Mean over all pairs (student view v, teacher global view g), v ≠ g, of the cross-entropy of
     softmax(student_v / temperature) under q_g (DINO, Caron et al. 2021, equation 3).
     `student`: V·batch rows, view by view, the G global ones first; `target`: G·batch rows in the same order.
+    The student may have answered several `versions` of the global views, n·G·batch rows, version by version:
+    the loss is then the mean over them.
     Raises UserError where there is no such pair: one global view and no local one.
     """
     views, globals_ = student.count // batch, target.scores.count // batch
-    pairs = views * globals_ - globals_
+    shown = versions * globals_  # the student's global views
+    pairs = (views - shown + globals_) * globals_ - globals_
     if pairs == 0:
         raise UserError(
             "The DINO loss compares views, and the recipe has one alone; add a global or local view."
@@ -27,9 +32,13 @@ def dino_loss(student: Scores, target: Target, batch: int, student_temperature: 
     device = student.rows.device
     view, other = torch.arange(views, device=device)[:, None], torch.arange(globals_, device=device)
     sample = torch.arange(batch, device=device)[:, None]
-    partners = (other * batch + sample).where((view != other)[:, None], -1)  # [V, batch, G]
+    same = (view < shown) & (view % globals_ == other)
+    partners = (other * batch + sample).where(~same[:, None], -1)  # [V, batch, G]
     losses = distillation_loss(student, target, student_temperature, partners.flatten(0, 1))
-    return losses.view(views, batch).sum(0) / pairs
+    losses = losses.view(views, batch)
+    if versions > 1:
+        losses = torch.cat([losses[:shown] / versions, losses[shown:]])
+    return losses.sum(0) / pairs
 
 
 def ibot_loss(

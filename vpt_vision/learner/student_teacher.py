@@ -15,7 +15,7 @@ from vpt_vision.learner.gram import gram_loss
 from vpt_vision.learner.heads import HeadConfig, ProjectionHead
 from vpt_vision.learner.koleo import koleo_loss
 from vpt_vision.learner.objectives import dino_loss, ibot_loss, sample_factors
-from vpt_vision.learner.scores import Scores, Target
+from vpt_vision.learner.scores import Scores, Target, distillation_loss
 from vpt_vision.schema import Config
 from vpt_vision.task import Masks, RenderedViews, Targets
 
@@ -134,6 +134,7 @@ class Learner(nn.Module):
         by_centre = config.centring == "ema"
         self.cls_centre = Centre(config.head.prototypes, config.centre_momentum) if by_centre else None
         self.patch_centre = Centre(config.head.prototypes, config.centre_momentum) if by_centre else None
+        self._encoded: tuple[Tensor, Features] | None = None  # views that the teacher has seen in advance
         self.train()
 
     def train(self, mode: bool = True) -> Learner:
@@ -151,7 +152,7 @@ class Learner(nn.Module):
 
         `temperature` is the teacher's, `targets` those of the task.
         """
-        teacher = self.teacher_targets(views.global_views, masks, temperature, targets)
+        teacher = self.teacher_targets(views.for_teacher, masks, temperature, targets)
         losses = self.losses(self.student_outputs(views, masks), teacher, masks, targets)
         if self.training:
             self.update_centre(teacher)
@@ -164,14 +165,14 @@ class Learner(nn.Module):
 
         Patch targets are those of the hidden tokens; with relaxed masks those of every token, balanced
         over the hidden ones. `targets.temperature` multiplies `temperature`, image by image: the only way
-        that a gradient leads back from here.
+        that a gradient leads back from here. Masks without relaxation may be those of several versions of
+        these views.
         """
         of_views, of_patches = _temperatures(temperature, targets.temperature, masks)
         with torch.no_grad():
-            images = global_views.flatten(0, 1)
-            features = self.teacher.backbone(images)
+            features = self._teacher_features(global_views)
             cls, patches = self.teacher.project(features.cls, self._patch_rows(features, masks))
-            gram = None if self.anchor is None else self.anchor(images).patches
+            gram = None if self.anchor is None else self.anchor(global_views.flatten(0, 1)).patches
         patch_target = None
         if patches is not None:
             fitted = None if masks.relaxed is None else masks.hidden.flatten()
@@ -182,6 +183,40 @@ class Learner(nn.Module):
             gram=gram,
             features=features.cls,
         )
+
+    @torch.no_grad()
+    def cls_attention(self, global_views: Tensor) -> Tensor:
+        """Return how much the teacher's last class token attends to each patch, [G, B, N] fp32.
+
+        See `Backbone.attend`. What the teacher says of `global_views` [G, B, 3, S, S] is kept for
+        `teacher_targets`, so that a step in which both are asked runs the teacher once.
+        """
+        features, attention = self.teacher.backbone.attend(global_views.flatten(0, 1))
+        self._encoded = (global_views, features)
+        return attention.view(*global_views.shape[:2], -1)
+
+    @torch.no_grad()
+    def cross_entropies(self, views: RenderedViews, temperature: float) -> Tensor:
+        """Return DINO's loss of each view under each global view, [G + L, G, B] fp32; no view is masked.
+
+        Entry (v, g) is the cross-entropy of the student's class token of view v, the global ones first, under
+        the teacher's target for global view g. `temperature` is the teacher's.
+        """
+        globals_, batch = views.global_views.shape[:2]
+        kinds = [kind.flatten(0, 1) for kind in (views.global_views, views.local_views) if len(kind)]
+        student, _ = self.student.project(
+            torch.cat([self.student.backbone(kind).cls for kind in kinds]), None
+        )
+        teacher, _ = self.teacher.project(self._teacher_features(views.global_views).cls, None)
+        target = self._target(teacher, temperature, temperature, self.cls_centre)
+        image = torch.arange(student.count, device=student.rows.device) % batch
+        losses = [
+            distillation_loss(
+                student, target, self.config.student_temperature, (number * batch + image)[:, None]
+            )
+            for number in range(globals_)
+        ]
+        return torch.stack(losses).view(globals_, -1, batch).transpose(0, 1)
 
     def student_outputs(self, views: RenderedViews, masks: Masks) -> Outputs:
         """Return the student's answers: global views with hidden tokens, local views whole."""
@@ -214,9 +249,10 @@ class Learner(nn.Module):
         """Return the losses of the student's answers, weighed as the task's `targets` say."""
         temperature = self.config.student_temperature
         batch = masks.hidden.shape[1]
+        versions = masks.hidden.shape[:2].numel() // teacher.cls.scores.count  # of the global views
         terms, per_sample = {}, {}
         if "dino" in self.weights:
-            per_sample["dino"] = dino_loss(outputs.cls, teacher.cls, batch, temperature)
+            per_sample["dino"] = dino_loss(outputs.cls, teacher.cls, batch, temperature, versions)
         if outputs.patches is not None and teacher.patches is not None:
             per_sample["ibot"] = ibot_loss(
                 outputs.patches, teacher.patches, masks, temperature, targets.token_weights
@@ -227,9 +263,9 @@ class Learner(nn.Module):
         terms.update({term: losses.mean() for term, losses in per_sample.items()})
         if "koleo" in self.weights:
             views = outputs.global_features.cls.view(-1, batch, self.student.backbone.dim)
-            terms["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum()
+            terms["koleo"] = torch.stack([koleo_loss(view) for view in views]).sum() / versions
         if teacher.gram is not None:
-            gram = gram_loss(outputs.global_features.patches, teacher.gram)  # [G·B]
+            gram = gram_loss(outputs.global_features.patches, teacher.gram.repeat(versions, 1, 1))  # [n·G·B]
             terms["gram"] = (gram * factors["gram"].repeat(len(masks.hidden)) if factors else gram).mean()
         total = torch.stack([weight * terms[term] for term, weight in self.weights.items()]).sum()
         return Losses(total, terms, per_sample, teacher)
@@ -261,7 +297,18 @@ class Learner(nn.Module):
         if "ibot" not in self.weights:
             return None
         rows = features.patches.flatten(0, 1)
-        return rows.index_select(0, masks.index) if masks.relaxed is None else rows
+        if masks.relaxed is not None:
+            return rows
+        # The teacher has seen one version of what the student may see several of.
+        return rows.index_select(
+            0, masks.index if len(rows) == masks.hidden.numel() else masks.index % len(rows)
+        )
+
+    def _teacher_features(self, global_views: Tensor) -> Features:
+        encoded, self._encoded = self._encoded, None
+        if encoded is not None and encoded[0] is global_views:
+            return encoded[1]
+        return self.teacher.backbone(global_views.flatten(0, 1))
 
     def _answer(self, global_features: Features, local_features: Features | None, masks: Masks) -> Outputs:
         views = [global_features] if local_features is None else [global_features, local_features]

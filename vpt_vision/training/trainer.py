@@ -21,6 +21,7 @@ from vpt_vision.export import save_backbone
 from vpt_vision.feedback import build_feedback
 from vpt_vision.learner import Learner
 from vpt_vision.task import Keys
+from vpt_vision.training.adversary import AdversarialStep
 from vpt_vision.training.checkpoint import Checkpoints
 from vpt_vision.training.clock import TrainingClock
 from vpt_vision.training.collapse import CollapseWatch
@@ -85,10 +86,15 @@ class Trainer:
         self.clock = TrainingClock(self.device)
         self.timer = StepTimer(self.device)
         self.collapse = CollapseWatch(config.steps)
+        self.adversary: AdversarialStep | None = None
+        if self.designer.learns_from == "loss":
+            self.adversary = AdversarialStep(
+                learner=self.learner, designer=self.designer, renderer=self.renderer
+            )
         self.value_step = self._value_step()
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One step: the designer sets the task, the learner learns it; now and then its value is judged."""
+        """One step: the designer sets the task, the learner learns it, and the designer learns from that."""
         config, step = self.config, self.steps_done
         scheduled = scheduled_values(config.schedule, step, config.steps)
         keys = Keys(config.seed, step, batch.index)
@@ -97,7 +103,7 @@ class Trainer:
 
         with self.timer("task"), torch.no_grad(), self._autocast():
             task = self.designer(images, keys)
-            task, views, _ = self.designer.refine(
+            task, views, *_ = self.designer.refine(
                 task, self.renderer(images, task), keys, self.learner, scheduled.teacher_temperature
             )
         with self.timer("forward"), self._autocast():
@@ -105,6 +111,9 @@ class Trainer:
         with self.timer("update"):
             report = self.optimiser.step(losses.total, scheduled)
             self.learner.update_teacher(scheduled.momentum)
+        if self.adversary is not None:
+            with self.timer("value"), self._autocast():
+                report |= self.adversary(images, keys, scheduled.teacher_temperature)
         if self.value_step is not None and self.value_step.due(step):
             with self.timer("value"):
                 self.value_step(images, keys, scheduled.teacher_temperature)
@@ -187,6 +196,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "optimiser": self.optimiser.adamw.state_dict(),
             "designer": self.designer.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
             "value": None if self.value_step is None else self.value_step.state_dict(),
             "loader": self.loader.state_dict(),
             "meter": self.meter.state_dict(),
@@ -201,6 +211,8 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         self.optimiser.adamw.load_state_dict(state["optimiser"])
         self.designer.load_state_dict(state["designer"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
         if self.value_step is not None:
             self.value_step.load_state_dict(state["value"])
         self.loader.load_state_dict(state["loader"])

@@ -136,6 +136,7 @@ class ValueStep:
             self.scale.update(over_ranks)
             report |= self._describe(policy, over_ranks)
             report |= {f"penalty/{name}": penalty.detach() for name, penalty in refined.penalties.items()}
+            report |= {f"policy/{name}": figure.detach() for name, figure in refined.figures.items()}
             if optimiser is not None:
                 occasion = Occasion(
                     designer=self.designer,
