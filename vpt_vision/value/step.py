@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from vpt_kernels import PackedImages
 from vpt_vision.collectives import all_reduce_mean
 from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
+from vpt_vision.designers.ascent import ascend
 from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluating
 from vpt_vision.learner import Learner
 from vpt_vision.schema import Config
@@ -151,7 +152,7 @@ class ValueStep:
                 price = self.kl_weight * _total(kl.mean() for kl in policy.kl().values())
                 price = price + _total(refined.penalties.values())
                 searched = _total(search(occasion, surfaces) for search, surfaces in self.searches)
-                report |= self._ascend(optimiser, self._objective(values) + searched - price)
+                report |= ascend(self.designer, optimiser, self._objective(values) + searched - price)
         self.latest = report
         return report
 
@@ -162,8 +163,9 @@ class ValueStep:
 
     def _values(self, setting: Setting, refined: Refined, u: Direction) -> dict[str, Tensor]:
         """V_k of each loss term; with a graph where one leads back to the designer."""
-        task, views, _ = refined
-        leads_back = task.has_gradient or any(view.requires_grad for view in views)
+        task, views = refined.task, refined.views
+        pixels = (views.global_views, views.local_views)
+        leads_back = task.has_gradient or any(part.requires_grad for part in pixels)
         with torch.set_grad_enabled(leads_back and torch.is_grad_enabled()):
             if self.plan.exact:
                 return exact_value(setting, task, views, u)
@@ -189,22 +191,6 @@ class ValueStep:
             **{f"kl/{surface}": kl.mean() for surface, kl in policy.kl().items()},
             **{f"policy/{name}": scalar for name, scalar in policy.describe().items()},
         }
-
-    def _ascend(self, optimiser: torch.optim.Optimizer, goal: Tensor) -> dict[str, Tensor]:
-        """Take one step up the gradient of `goal`."""
-        parameters = dict(self.designer.named_parameters())
-        gradients = torch.autograd.grad(
-            goal, list(parameters.values()), allow_unused=True, materialize_grads=True
-        )
-        ascent = dict(zip(parameters, gradients, strict=True))
-        for name, parameter in parameters.items():
-            parameter.grad = -all_reduce_mean(ascent[name])  # AdamW descends
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
-        skipped = 1.0 - norm.isfinite().float()
-        optimiser.grad_scale, optimiser.found_inf = None, skipped  # type: ignore[attr-defined]
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        return {"designer_gradient_norm": norm, "designer_skipped": skipped}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next call depends on besides learner and designer."""
