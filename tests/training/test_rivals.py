@@ -9,6 +9,7 @@ import torch
 from vpt_vision.config import load_config
 from vpt_vision.errors import UserError
 from vpt_vision.task import Keys
+from vpt_vision.training.step_timer import PHASES
 from vpt_vision.training.trainer import Trainer, train
 
 RIVALS = {
@@ -21,7 +22,8 @@ RIVALS = {
     "adversary": {"kind": "adversarial_masks", "masks": 2, "width": 8},
     "adversary_s": {"kind": "adversarial_masks", "masks": 2, "width": 8, "forward": "one"},
 }
-CLOCKS = {"images_per_second", "seconds_left", "peak_host_memory_mb"}
+CLOCKS = {"images_per_second", "seconds_left", "training_seconds", "peak_host_memory_mb"}
+CLOCKS |= {f"seconds/{phase}" for phase in PHASES}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpt_kernels import PackedImages
 from vpt_vision.designers import Designer
 from vpt_vision.designers.ascent import ascend
 from vpt_vision.errors import UserError
@@ -33,8 +34,8 @@ class AdversarialStep:
         self.renderer = renderer
         self.optimiser = optimiser
 
-    def __call__(self, images: Tensor, keys: Keys, temperature: float) -> dict[str, Tensor]:
-        """Take one step on uint8 `images` [B, 3, H, W] of the learner's step, with its keys.
+    def __call__(self, images: PackedImages, keys: Keys, temperature: float) -> dict[str, Tensor]:
+        """Take one step on the images of the learner's step, with its keys.
 
         `temperature` is the teacher's. Returns scalars on the device: `adversary_loss`, the loss it ascends,
         `penalty/NAME`, `policy/NAME`, `designer_gradient_norm` and `designer_skipped` (1 or 0).
