@@ -64,6 +64,7 @@ def tiny_settings(tmp_path):
             "train": {"kind": "fashion_scenes", "size": 32, "split": "train", "count": 150, "seed": 1},
             "test": {"kind": "fashion_scenes", "size": 32, "split": "test", "count": 60},
             "image_size": 24,
+            "cache": {"folder": str(tmp_path / "features")},
         },
     }
 

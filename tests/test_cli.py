@@ -35,7 +35,7 @@ def fails(capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        *([], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "linear"], ["demo"]),
+        *([], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "few-shot"], ["demo"]),
         *(["data"], ["data", "shard"], ["data", "check"], ["data", "show"]),
     ],
 )
@@ -66,14 +66,43 @@ def test_train_then_probe_the_run_its_checkpoint_and_its_backbone(config_file, t
         assert result["results"][0]["test_images"] == 60
         accuracies.add(result["accuracy"])
     assert len(accuracies) == 1
-    assert main(["eval", "linear", str(run), "--json", "evaluation.test.count=40"]) == 0
-    told, last = capsys.readouterr().out.splitlines()
-    result = json.loads(last)
+    for probe in ("logistic", "linear"):
+        assert main(["eval", probe, str(run), "--json", "evaluation.test.count=40"]) == 0
+        told, last = capsys.readouterr().out.splitlines()
+        check_linear(told, json.loads(last))
+
+
+def check_linear(told, result):
     assert f"accuracy {result['accuracy']:.1%} [" in told
     assert f"cross-entropy {result['cross_entropy']:.3f} [" in told
     assert 0 <= result["accuracy"] <= 1
     assert result["cross_entropy"] > 0
     assert result["results"][0]["test_images"] == 40
+
+
+def test_every_probe_of_classes_by_name(config_file, capsys, caplog):
+    base = ["vit_tiny_patch16_224", "--weights", "none", "--config", config_file, "--json"]
+    base += ["evaluation.image_size=32", "evaluation.few_shot.shots=[1,2]", "evaluation.few_shot.draws=1"]
+    figures = {"few-shot": "accuracy", "retrieval": "map"}
+    for probe, figure in figures.items():
+        caplog.clear()
+        assert main(["eval", probe, *base]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert 0 < result[figure] < 1
+        assert (
+            result["results"][0][f"{figure}_low"] <= result[figure] <= result["results"][0][f"{figure}_high"]
+        )
+        first = probe == "few-shot"
+        how = "a second" if first else "from the cache"
+        assert [how in line.message for line in caplog.records] == [True, True]
+    assert main(["eval", "retrieval", *base, "--no-cache"]) == 0
+    assert caplog.records[-1].message.endswith("images a second")
+
+
+def test_any_timm_model_is_probed(config_file, capsys):
+    command = ["eval", "logistic", "resnet10t", "--weights", "none", "--config", config_file, "--json"]
+    assert main([*command, "evaluation.image_size=32"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["cross_entropy"] > 0
 
 
 def test_a_bare_timm_model_is_probed(config_file, capsys):

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vpt_vision.config import RunConfig, dump_config, load_config
+from vpt_vision.commands.eval import add_eval
+from vpt_vision.commands.parsing import Commands, add_command, positive
+from vpt_vision.config import dump_config, load_config
 from vpt_vision.data.tools.check import check
 from vpt_vision.data.tools.opening import open_source
 from vpt_vision.data.tools.shard import parse_size, write_shards
 from vpt_vision.data.tools.show import contact_sheet, save_sheet
 from vpt_vision.demo import run_demo
 from vpt_vision.errors import UserError
-from vpt_vision.evaluation.probes import probe, summary
-from vpt_vision.loading import config_of, load_backbone, renderer_for
-from vpt_vision.training.trainer import resolve_device, train
+from vpt_vision.training.trainer import train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,41 +65,6 @@ def _train(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     print(dump_config(load_config(options.config, options.overrides)), end="")
     return 0
-
-
-def _eval(options: argparse.Namespace) -> int:
-    config = _evaluation_config(options)
-    if config.evaluation is None:
-        raise UserError(
-            "the config has no 'evaluation' part, which names the labelled data: add one, or give --config."
-        )
-    backbone = load_backbone(
-        options.model, network="student" if options.student else "teacher", weights=options.weights
-    ).to(resolve_device(config.device))
-    results = probe(
-        backbone,
-        config.evaluation,
-        (options.probe,),
-        renderer=renderer_for(options.model, config),
-    )[options.probe]
-    for result in results:
-        print(f"{options.model}: {result}")
-    if options.json:
-        print(json.dumps({"model": options.model, **summary(results)}))
-    return 0
-
-
-def _evaluation_config(options: argparse.Namespace) -> RunConfig:
-    """The config that names the probes' data: the one asked for, else the model's own."""
-    if options.config is not None:
-        return load_config(options.config, options.overrides)
-    config = config_of(options.model)
-    if config is None:
-        raise UserError(
-            f"'{options.model}' does not tell which data to probe on: give --config FILE, with an "
-            "'evaluation' part."
-        )
-    return load_config(config.model_dump(mode="json"), options.overrides)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -149,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = _command(
+    train = add_command(
         commands,
         "train",
         "Start a run, or go on with it.",
@@ -158,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(train)
     train.set_defaults(run=_train)
 
-    config = _command(
+    config = add_command(
         commands,
         "config",
         "Print a config with every default filled in and overrides applied.",
@@ -167,33 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(config)
     config.set_defaults(run=_config)
 
-    evaluate = _command(commands, "eval", "Probe frozen features.", "vpt eval knn runs/demo/learned --json")
-    probes = evaluate.add_subparsers(title="probes", required=True, metavar="PROBE")
-    for name, purpose in {
-        "knn": "Weighted nearest-neighbour classification, DINO's protocol.",
-        "linear": "Multinomial logistic regression, fitted to convergence: accuracy and cross-entropy.",
-    }.items():
-        command = _command(probes, name, purpose, f"vpt eval {name} runs/demo/learned --json")
-        command.add_argument(
-            "model",
-            help="a run's folder, a checkpoint (.pt), a backbone (.safetensors), or the name of a timm model",
-        )
-        command.add_argument(
-            "--config", help="a run config whose 'evaluation' names the data (default: the run's own)"
-        )
-        command.add_argument(
-            "--weights",
-            default="timm",
-            help="for a timm model: timm (its pretrained weights), none (random), or a safetensors file",
-        )
-        command.add_argument(
-            "--student", action="store_true", help="probe a checkpoint's student instead of its teacher"
-        )
-        command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-        command.set_defaults(run=_eval, probe=name)
+    add_eval(commands)
 
-    demo = _command(
+    demo = add_command(
         commands,
         "demo",
         "Pretrain with the fixed recipe and with the learned designer, probe both, and draw what happened.",
@@ -202,13 +143,15 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(demo)
     demo.set_defaults(run=_demo)
 
-    data = _command(commands, "data", "Write shards, check data, look at it.", "vpt data check /data/photos")
+    data = add_command(
+        commands, "data", "Write shards, check data, look at it.", "vpt data check /data/photos"
+    )
     _add_data_commands(data.add_subparsers(title="commands", required=True, metavar="COMMAND"))
     return parser
 
 
-def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    shard = _command(
+def _add_data_commands(commands: Commands) -> None:
+    shard = add_command(
         commands,
         "shard",
         "Write any source as balanced, shuffled, indexed WebDataset shards; after a kill it goes on.",
@@ -226,7 +169,7 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     _takes_workers(shard)
     shard.set_defaults(run=_data_shard)
 
-    check = _command(
+    check = add_command(
         commands,
         "check",
         "Read a source through; name and count what is broken. Exit code 1 if anything is.",
@@ -237,7 +180,7 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     _takes_workers(check)
     check.set_defaults(run=_data_check)
 
-    show = _command(
+    show = add_command(
         commands,
         "show",
         "Draw a contact sheet of some samples with their labels and maps.",
@@ -245,9 +188,9 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     )
     _takes_source(show)
     show.add_argument("picture", type=Path, help="the PNG file to write")
-    show.add_argument("--count", type=_positive, default=48, help="samples to draw (default: 48)")
+    show.add_argument("--count", type=positive, default=48, help="samples to draw (default: 48)")
     show.add_argument("--seed", type=int, default=0, help="of the draw")
-    show.add_argument("--size", type=_positive, default=128, help="side of a sample, pixels (default: 128)")
+    show.add_argument("--size", type=positive, default=128, help="side of a sample, pixels (default: 128)")
     show.set_defaults(run=_data_show)
     for command in (shard, check, show):  # last: what follows the named arguments
         command.add_argument(
@@ -272,19 +215,6 @@ def _takes_workers(command: argparse.ArgumentParser) -> None:
         default=os.cpu_count() or 1,
         help="processes at work (default: one for each core; 0: none but this one)",
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, purpose: str, example: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
 
 
 def _takes_config(command: argparse.ArgumentParser) -> None:

@@ -101,8 +101,8 @@ def _measure(
     evaluation: EvaluationConfig,
     renderer: Renderer,
 ) -> Arm:
-    results = probe(backbone, evaluation, ("knn", "linear"), renderer=renderer)
-    return Arm(name, steps, results["knn"][0], results["linear"][0])
+    results = probe(backbone, evaluation, ("knn", "logistic"), renderer=renderer)
+    return Arm(name, steps, results["knn"][0], results["logistic"][0])
 
 
 def _draw(

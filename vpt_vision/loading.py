@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import timm
+from torch import nn
 
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.errors import UserError
+from vpt_vision.evaluation.timm_encoder import TimmEncoder, timm_renderer
 from vpt_vision.export import load_backbone_file, read_metadata
 from vpt_vision.learner import Backbone, BackboneConfig
+from vpt_vision.learner.backbone import is_vit
 from vpt_vision.task import Renderer
 from vpt_vision.training.checkpoint import read_checkpoint
 from vpt_vision.training.run_folder import newest_state
@@ -79,9 +84,28 @@ def _part(state: dict[str, Any], name: str, path: Path) -> Any:
     return state[name]
 
 
-def renderer_for(source: str | Path, config: RunConfig) -> Renderer:
-    """Return the renderer that `source` was trained with where it tells, else that of `config`."""
+def load_encoder(source: str | Path, *, network: Network = "teacher", weights: str = "timm") -> nn.Module:
+    """Load what probes read: a `Backbone` as `load_backbone` does, or any other timm model by its name.
+
+    Raises `UserError` as `load_backbone`.
+    """
+    if not Path(source).exists() and timm.is_model(str(source)) and not is_vit(str(source)):
+        return TimmEncoder(str(source), weights).eval()
+    return load_backbone(source, network=network, weights=weights)
+
+
+def renderer_for(source: str | Path, config: RunConfig, encoder: nn.Module) -> Renderer:
+    """Return the renderer of the pixels that an encoder was trained on, as far as that is known.
+
+    That of the run where `source` is one or came from one; what timm says of a model of its own; else that of
+    `config`.
+    """
     path = Path(source)
     if path.suffix == ".safetensors" and path.is_file():
         return read_metadata(path).renderer()
-    return (config_of(path) or config).renderer()
+    own = config_of(path)
+    if own is not None:
+        return own.renderer()
+    if path.exists():
+        return config.renderer()
+    return timm_renderer(encoder.model if isinstance(encoder, TimmEncoder) else cast(Backbone, encoder).vit)

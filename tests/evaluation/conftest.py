@@ -59,6 +59,6 @@ def clusters():
             (centres[labels] + noise * torch.randn(count, dim, generator=generator)) * scale + 3
             for _ in range(2)
         )
-        return ProbeFeatures(cls, mean_patch, labels, torch.arange(count))
+        return ProbeFeatures(cls[:, None], mean_patch, labels, torch.arange(count))
 
     return make

@@ -18,8 +18,8 @@ def arm(name: str, change: float, *, steps: int = 300, spread: float = 0.2) -> A
     noise = spread * torch.randn(IMAGES, generator=generator, dtype=torch.float64)
     loss = DIFFICULTY + change + noise - noise.mean()
     index = torch.arange(IMAGES)
-    linear = ProbeResult.of_classes("linear, CLS", loss < 4.0, loss, index, {"l2": 0.1})
-    return Arm(name, steps, ProbeResult.of_classes("kNN, k = 20", loss < 3.9, None, index), linear)
+    logistic = ProbeResult.of_classes("logistic regression, CLS", loss < 4.0, loss, index, {"l2": 0.1})
+    return Arm(name, steps, ProbeResult.of_classes("kNN, k = 20", loss < 3.9, None, index), logistic)
 
 
 START, FIXED = arm("start", 0.1, steps=0), arm("fixed recipe", 0.0)
@@ -54,16 +54,22 @@ def test_markdown_holds_the_numbers_of_the_probes():
     text = Report([START, FIXED, learned], [(START, FIXED), (FIXED, learned)]).markdown()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows[0] == ["backbone", "steps", "kNN, k = 20", "linear accuracy", "linear cross-entropy, nats"]
+    assert rows[0] == [
+        "backbone",
+        "steps",
+        "kNN, k = 20",
+        "logistic accuracy",
+        "logistic cross-entropy, nats",
+    ]
     assert {len(row) for row in rows[:5]} == {5} and {len(row) for row in rows[5:]} == {4}
     fixed, difference = rows[3], rows[8]
     assert fixed[:2] == ["fixed recipe", "300"]
-    accuracy = FIXED.linear.interval("accuracy")
+    accuracy = FIXED.logistic.interval("accuracy")
     numbers = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", fixed[3])]
     assert numbers == pytest.approx([100 * bound for bound in accuracy], abs=0.06)
     assert difference[0] == "learned designer − fixed recipe"
     numbers = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", difference[3])]
-    assert numbers == pytest.approx(paired(FIXED.linear, learned.linear)["cross_entropy"], abs=6e-4)
+    assert numbers == pytest.approx(paired(FIXED.logistic, learned.logistic)["cross_entropy"], abs=6e-4)
     assert numbers[0] < 0
     assert text.index("The learned designer changed") < text.index("| backbone")  # the finding comes first
     assert "one training seed" in text

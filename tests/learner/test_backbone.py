@@ -75,6 +75,21 @@ def test_tail_after_trunk_is_forward(name: str) -> None:
 
 
 @every_family
+def test_last_blocks_are_timms_intermediate_layers(name: str) -> None:
+    backbone = backbone_of(name)
+    images, _ = images_and_hidden(backbone, 3)
+    found = backbone.last_blocks(images, 2)
+    whole = backbone(images)
+    assert torch.equal(found[-1].cls, whole.cls)
+    assert torch.equal(found[-1].patches, whole.patches)
+    layers = backbone.vit.forward_intermediates(
+        images, indices=2, norm=True, output_fmt="NLC", intermediates_only=True
+    )
+    for features, patches in zip(found, layers, strict=True):
+        torch.testing.assert_close(features.patches, backbone.vit.fc_norm(patches))
+
+
+@every_family
 def test_hidden_patches_are_replaced_after_the_patch_embedding(name: str) -> None:
     backbone = backbone_of(name)
     images, hidden = images_and_hidden(backbone, 3)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vpt_vision.data.fingerprint import fingerprint, stamp
 from vpt_vision.data.labels import number_names, parse_class
 from vpt_vision.data.members import CLASS, DEPTH, DEPTH_METRES, IMAGES, SEGMENTATION
 from vpt_vision.data.source import Sample, UnreadableSample
@@ -92,6 +93,20 @@ class Folder:
     def lengths(self) -> NDArray[np.int64]:
         """Bytes of image, segmentation map and depth map of each sample [N, 3]; 0 for what it has not."""
         return np.array([[self._length(path) for path in self._files(index)] for index in range(len(self))])
+
+    def fingerprint(self) -> str:
+        """A hash of all names, of lengths and times of change of all files, and of the labels."""
+        stamps = [
+            stamp(self.root / path) for index in range(len(self)) for path in self._files(index) if path
+        ]
+        return fingerprint(
+            f"folder {self.at_least}",
+            self._paths,
+            self._segmentations,
+            self._depths,
+            self._labels,
+            np.array(stamps),
+        )
 
     def _files(self, index: int) -> list[str]:
         """Paths of image, segmentation map and depth map below the root; '' where there is no such map."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vpt_vision.data.fingerprint import fingerprint, stamp
 from vpt_vision.data.labels import LARGEST, number_names
 from vpt_vision.data.source import Sample, UnreadableSample
 from vpt_vision.data.stored import Stored
@@ -68,6 +69,11 @@ class HuggingFace:
     def name(self, index: int) -> str:
         """The folder and the number of the row."""
         return f"{self.root}: row {index}"
+
+    def fingerprint(self) -> str:
+        """A hash of the files' lengths and times of change, of the columns and the labels."""
+        stamps = [stamp(Path(file["filename"])) for file in self._rows.cache_files]
+        return fingerprint(f"huggingface {self.at_least} {self._image}", np.array(stamps), self._labels)
 
     def stored(self, index: int) -> Stored:
         """Read the image of one row; raises `UnreadableSample` where it cannot."""

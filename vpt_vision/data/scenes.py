@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.resources import files
 from itertools import permutations
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
+from vpt_vision.data.fingerprint import fingerprint
 from vpt_vision.data.source import Sample
 from vpt_vision.schema import Config
 
@@ -130,6 +132,10 @@ class FashionScenes:
     def name(self, index: int) -> str:
         """The number of the scene."""
         return f"scene {index}"
+
+    def fingerprint(self) -> str:
+        """A hash of the scenes' settings and of the package's version, whose code composes them."""
+        return fingerprint(f"scenes {version('vpt-vision')} {self.config.model_dump_json()}")
 
     def _compose(self, index: int) -> tuple[Bytes, Bytes, Floats, int]:
         config = self.config

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from webdataset.shardlists import expand_urls
 
+from vpt_vision.data.fingerprint import fingerprint, stamp
 from vpt_vision.data.labels import number_names
 from vpt_vision.data.members import IMAGES
 from vpt_vision.data.order import Groups
@@ -156,6 +157,14 @@ class Shards:
     def lengths(self) -> NDArray[np.int64]:
         """Bytes of image, segmentation map and depth map of each sample [N, 3]; 0 for what it has not."""
         return np.maximum(self._spans[:, :, 1], 0)
+
+    def fingerprint(self) -> str:
+        """A hash of the shards' versions, of all names, places and labels."""
+        versions = [
+            f"{location} {stamp(Path(location)) if key is None else key}"
+            for location, key in zip(self.locations, self._keys, strict=True)
+        ]
+        return fingerprint(f"shards {self.at_least}", *versions, self._names, self._labels, self._spans)
 
     def prefetch(self, group: int) -> None:
         """Fetch a remote shard into the cache; one that cannot be had is told of when a sample is read."""

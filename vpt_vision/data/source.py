@@ -56,6 +56,14 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Fingerprinted(Protocol):
+    """A source that can say whether it still holds what it held."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes with any sample or label; what it is made of is not the pixels themselves."""
+
+
+@runtime_checkable
 class Grouped(Protocol):
     """A source whose samples are best read group by group."""
 

@@ -1,21 +1,31 @@
-"""The probes of one backbone, as a config asks for them."""
+"""The probes of one encoder, as a config asks for them."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import nn
 
 from vpt_vision.data import SourceConfig, build_source
-from vpt_vision.evaluation.features import ProbeFeatures, extract
+from vpt_vision.evaluation.cache import CacheConfig, FeatureCache
+from vpt_vision.evaluation.encoder import device_of
+from vpt_vision.evaluation.extraction import Extracted, Extractor
+from vpt_vision.evaluation.features import Precision, ProbeFeatures, Reading
+from vpt_vision.evaluation.few_shot import FewShotConfig, few_shot
 from vpt_vision.evaluation.knn import knn
 from vpt_vision.evaluation.linear import LinearProbeConfig, linear_probe
+from vpt_vision.evaluation.logistic import LogisticProbeConfig, logistic_probe
 from vpt_vision.evaluation.result import ProbeResult
-from vpt_vision.learner.backbone import Backbone
+from vpt_vision.evaluation.retrieval import retrieval
 from vpt_vision.schema import Config
 from vpt_vision.task import Renderer
 
-Probe = Literal["knn", "linear"]
+_LOG = logging.getLogger(__name__)
+
+Probe = Literal["knn", "linear", "logistic", "few_shot", "retrieval"]
 
 
 class EvaluationConfig(Config):
@@ -24,17 +34,23 @@ class EvaluationConfig(Config):
     train: SourceConfig = Field(description="labelled images that the probes learn from")
     test: SourceConfig = Field(description="labelled images that the probes are judged on")
     image_size: int = Field(
-        224, ge=1, description="side of the whole-image view that the backbone sees, pixels"
+        224, ge=1, description="side of the whole-image view that the encoder sees, pixels"
     )
     batch_size: int = Field(256, ge=1, description="images per forward pass")
+    precision: Precision = Field("fp32", description="arithmetic of the encoder: fp32, or bf16 autocast")
     workers: int = Field(0, ge=0, description="processes that decode; 0 for none beside the main one")
     max_unreadable: float = Field(
         0.01, ge=0, le=1, description="share of unreadable images of a source above which nothing is probed"
     )
+    cache: CacheConfig | None = Field(
+        CacheConfig(), description="where extracted features are kept; null keeps none"
+    )
     neighbours: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (10, 20), min_length=1, description="values of k of the kNN probe"
+        (10, 20, 100), min_length=1, description="values of k of the kNN probe"
     )
     linear: LinearProbeConfig = LinearProbeConfig()
+    logistic: LogisticProbeConfig = LogisticProbeConfig()
+    few_shot: FewShotConfig = FewShotConfig()
 
     def shorter_side(self) -> int:
         """Return the pixels of an image's shorter side that are enough; the renderer halves them."""
@@ -42,38 +58,67 @@ class EvaluationConfig(Config):
 
 
 def probe(
-    backbone: Backbone,
+    encoder: nn.Module,
     config: EvaluationConfig,
-    probes: tuple[Probe, ...],
+    probes: Sequence[Probe],
     *,
     renderer: Renderer,
 ) -> dict[Probe, list[ProbeResult]]:
-    """Run `probes` on frozen features of `backbone`; kNN gives one result per k, linear gives one.
+    """Run `probes` on frozen features of `encoder`, where its weights lie.
 
-    Features are extracted once for all of them. Raises `UserError` as the sources and the
-    probes do.
+    Features are extracted once for all of them, or come from the cache. kNN gives one result per k,
+    few-shot one per number of shots, linear, logistic and retrieval one.
+
+    Args:
+        encoder: see `vpt_vision.evaluation.encoder.Encoder`.
+        config: data and settings.
+        probes: which ones.
+        renderer: its normalisation and interpolation are those that the encoder was trained with.
+
+    Raises:
+        UserError: as the sources, the cache and the probes do.
     """
-    train, test = (
-        extract(
-            backbone,
-            build_source(source, config.shorter_side()),
-            renderer,
-            config.image_size,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            max_unreadable=config.max_unreadable,
-        )
-        for source in (config.train, config.test)
+    extractor = Extractor(
+        encoder,
+        renderer,
+        precision=config.precision,
+        reading=Reading(config.batch_size, config.workers, config.max_unreadable),
+        cache=None if config.cache is None else FeatureCache(config.cache),
     )
-    return {name: _run(name, train, test, config) for name in probes}
+    train, test = (
+        _told(
+            extractor.pooled(
+                build_source(source, config.shorter_side()),
+                config.image_size,
+                blocks=max(config.linear.blocks),
+            ),
+            split,
+        )
+        for split, source in (("train", config.train), ("test", config.test))
+    )
+    device = device_of(encoder)
+
+    def run(name: Probe) -> list[ProbeResult]:
+        match name:
+            case "knn":
+                return knn(train, test, neighbours=config.neighbours, device=device)
+            case "linear":
+                return [linear_probe(train, test, config.linear, device=device)]
+            case "logistic":
+                return [logistic_probe(train, test, config.logistic, device=device)]
+            case "few_shot":
+                return few_shot(train, test, config.few_shot)
+            case "retrieval":
+                return [retrieval(train, test)]
+
+    return {name: run(name) for name in probes}
 
 
-def _run(
-    name: Probe, train: ProbeFeatures, test: ProbeFeatures, config: EvaluationConfig
-) -> list[ProbeResult]:
-    if name == "knn":
-        return knn(train, test, neighbours=config.neighbours)
-    return [linear_probe(train, test, config.linear)]
+def _told(extracted: Extracted[ProbeFeatures], split: str) -> ProbeFeatures:
+    rate = extracted.images_per_second
+    how = "from the cache" if rate is None else f"at {rate:.0f} images a second"
+    _LOG.info("features of %s %s images %s", f"{extracted.images:,}", split, how)
+    return extracted.features
 
 
 def summary(results: list[ProbeResult]) -> dict[str, object]:

@@ -17,8 +17,13 @@ _NOTE = (
     "Brackets hold bootstrap 95 % intervals over the test images of one training seed; differences are "
     "paired image by image. Another seed can move a difference by more than its interval."
 )
-_ARM_COLUMNS = ("backbone", "steps", "{knn}", "linear accuracy", "linear cross-entropy, nats")
-_DIFFERENCE_COLUMNS = ("difference", "{knn}, points", "linear accuracy, points", "linear cross-entropy, nats")
+_ARM_COLUMNS = ("backbone", "steps", "{knn}", "logistic accuracy", "logistic cross-entropy, nats")
+_DIFFERENCE_COLUMNS = (
+    "difference",
+    "{knn}, points",
+    "logistic accuracy, points",
+    "logistic cross-entropy, nats",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Arm:
     name: str  # lower case, fit for "the ..." in a sentence: "learned designer"
     steps: int  # learner updates since the common start
     knn: ProbeResult
-    linear: ProbeResult
+    logistic: ProbeResult
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,14 @@ class Report:
 
 
 def finding(reference: Arm, arm: Arm) -> str:
-    """Say what the linear probe's cross-entropy tells of `arm` against `reference`, in one sentence.
+    """Say what the logistic regression's cross-entropy tells of `arm` against `reference`, in one sentence.
 
     It speaks of a change only where the paired interval leaves 0 out, and says that it speaks of one seed.
     """
-    difference = paired(reference.linear, arm.linear).get("cross_entropy")
+    difference = paired(reference.logistic, arm.logistic).get("cross_entropy")
     if difference is None:
-        raise ValueError("a finding needs linear probes with cross-entropy")
-    images = f"over {len(arm.linear.index):,} test images of one seed"
+        raise ValueError("a finding needs probes with cross-entropy")
+    images = f"over {len(arm.logistic.index):,} test images of one seed"
     against = f"the {reference.name}" + _steps(reference, arm)
     figures = _number(difference, signed=True)
     if difference.holds_zero:
@@ -114,18 +119,18 @@ def _arm_row(arm: Arm) -> list[str]:
         arm.name,
         f"{arm.steps:,}",
         _number(arm.knn.interval("accuracy"), scale=100, unit=" %"),
-        _number(arm.linear.interval("accuracy"), scale=100, unit=" %"),
-        _number(arm.linear.interval("cross_entropy")),
+        _number(arm.logistic.interval("accuracy"), scale=100, unit=" %"),
+        _number(arm.logistic.interval("cross_entropy")),
     ]
 
 
 def _difference_row(reference: Arm, arm: Arm) -> list[str]:
-    knn, linear = paired(reference.knn, arm.knn), paired(reference.linear, arm.linear)
+    knn, logistic = paired(reference.knn, arm.knn), paired(reference.logistic, arm.logistic)
     return [
         f"{arm.name} − {reference.name}",
         _number(knn["accuracy"], scale=100, signed=True),
-        _number(linear["accuracy"], scale=100, signed=True),
-        _number(linear["cross_entropy"], signed=True),
+        _number(logistic["accuracy"], scale=100, signed=True),
+        _number(logistic["cross_entropy"], signed=True),
     ]
 
 

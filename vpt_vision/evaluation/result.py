@@ -30,6 +30,7 @@ class Kind(NamedTuple):
 KINDS = {
     "accuracy": Kind("accuracy", "%", True),
     "cross_entropy": Kind("cross-entropy", "nats", False),
+    "map": Kind("mAP", "%", True),
 }
 
 
@@ -180,5 +181,7 @@ def bootstrap(
 def _told(name: str, interval: Interval) -> str:
     kind = KINDS[name]
     if kind.unit == "%":
-        return "{} {:.1%} [{:.1%}, {:.1%}]".format(kind.title, *interval)
-    return "{} {:.3f} [{:.3f}, {:.3f}] {}".format(kind.title, *interval, kind.unit).rstrip()
+        shares = "{:.1%} [{:.1%}, {:.1%}]".format(*interval)
+        return f"{kind.title} {shares}"
+    numbers = "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
+    return f"{kind.title} {numbers} {kind.unit}".rstrip()

@@ -139,6 +139,18 @@ class Backbone(nn.Module):
         tail = _Tail(self.vit, len(tail_input.calls))
         return self._features(functional_call(tail, parameters or {}, (tail_input,)))
 
+    def last_blocks(self, images: Tensor, count: int) -> list[Features]:
+        """Features after each of the last `count` blocks and the final norm; the last are `forward`'s.
+
+        Raises UserError where patches do not tile the image or there are fewer blocks.
+        """
+        tokens, calls = self.trunk(images, None, count)
+        features = []
+        for block, (args, kwargs) in zip(self.vit.blocks[-count:], calls, strict=True):
+            tokens = block(tokens, *args, **kwargs)
+            features.append(self._features(self.vit.fc_norm(self.vit.norm(tokens))))
+        return features
+
     def tail_parameters(self, tail_blocks: int) -> dict[str, nn.Parameter]:
         """Return the parameters of the last `tail_blocks` blocks and the final norm, named as in `vit`."""
         return dict(_Tail(self.vit, self._checked(tail_blocks)).named_parameters())
@@ -237,8 +249,13 @@ def _attention_weights(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
     return recorder.tokens
 
 
+def is_vit(name: str) -> bool:
+    """Whether timm has a model of that name that `Backbone` can be made of."""
+    return timm.models.is_model_in_modules(name, _FAMILIES)
+
+
 def _create(config: BackboneConfig) -> Any:
-    if not timm.models.is_model_in_modules(config.name, _FAMILIES):
+    if not is_vit(config.name):
         architecture = config.name.partition(".")[0]
         near = difflib.get_close_matches(architecture, timm.list_models(module=_FAMILIES), n=1, cutoff=0.0)
         raise UserError(f"timm has no ViT named '{config.name}'; the nearest name is '{near[0]}'.")

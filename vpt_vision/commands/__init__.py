@@ -1,0 +1,1 @@
+"""Groups of commands of `vpt`, a file each."""

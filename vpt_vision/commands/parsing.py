@@ -1,0 +1,21 @@
+"""What the parsers of all commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_command(commands: Commands, name: str, purpose: str, example: str) -> argparse.ArgumentParser:
+    """Add a command whose help tells its purpose and an example."""
+    return commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
+
+
+def positive(text: str) -> int:
+    """Read a number of 1 or more, as argparse's `type`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
