@@ -8,6 +8,7 @@ from pydantic import Field
 
 from vpt_vision.designers.adversarial_masks import AdversarialMasksDesigner, AdversarialMasksDesignerConfig
 from vpt_vision.designers.attention_masks import AttentionMasksDesigner, AttentionMasksDesignerConfig
+from vpt_vision.designers.custom import CustomDesignerConfig, custom_designer
 from vpt_vision.designers.designer import Designer, Observed, Refined
 from vpt_vision.designers.fixed import FixedDesigner, FixedDesignerConfig, RandomMasksDesignerConfig
 from vpt_vision.designers.hard_views import HardViewsDesigner, HardViewsDesignerConfig
@@ -24,6 +25,7 @@ AnyDesignerConfig = (
     | AdversarialMasksDesignerConfig
     | HardViewsDesignerConfig
     | SoftMaskDesignerConfig
+    | CustomDesignerConfig
 )
 DesignerConfig = Annotated[AnyDesignerConfig, Field(discriminator="kind")]
 
@@ -48,6 +50,8 @@ def build_designer(config: AnyDesignerConfig, recipe: RecipeConfig, *, patch_siz
             return HardViewsDesigner(config, recipe, patch_size)
         case SoftMaskDesignerConfig():
             return SoftMaskDesigner(config, recipe, patch_size)
+        case CustomDesignerConfig():
+            return custom_designer(config, recipe, patch_size)
         case FixedDesignerConfig():
             return FixedDesigner(recipe, patch_size)
 
@@ -58,6 +62,7 @@ __all__ = [
     "AttentionMasksDesigner",
     "AttentionMasksDesignerConfig",
     "CropsConfig",
+    "CustomDesignerConfig",
     "Designer",
     "DesignerConfig",
     "FixedDesigner",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from vpt_vision.data import build_source
 from vpt_vision.errors import UserError
+from vpt_vision.factory import Factory, import_factory
 from vpt_vision.feedback.classification import ClassificationConfig, ClassificationFeedback
 from vpt_vision.feedback.depth import DepthConfig, DepthFeedback
 from vpt_vision.feedback.segmentation import SegmentationConfig, SegmentationFeedback
@@ -21,8 +22,7 @@ class CustomTaskConfig(Config):
     """A task of your own."""
 
     kind: Literal["custom"] = Field(description="a task of your own")
-    factory: str = Field(
-        pattern=r"^[\w.]+:[\w.]+$",
+    factory: Factory = Field(
         description="package.module:callable, called with renderer, size (of the images in pixels), seed and "
         "`options`; returns a FeedbackTask",
     )
@@ -107,7 +107,8 @@ def build_feedback(
 
     def build(task: Any) -> FeedbackTask:
         if isinstance(task, CustomTaskConfig):
-            return _custom(task, renderer=renderer, size=size, seed=seed)
+            make: Callable[..., FeedbackTask] = import_factory(task.factory)
+            return make(renderer=renderer, size=size, seed=seed, **task.options)
         source = build_source(task.source, 2 * size)  # the renderer halves what is larger
         match task:
             case SegmentationConfig():
@@ -130,14 +131,3 @@ def build_feedback(
         except UserError as error:
             raise UserError(f"feedback task '{name}': {error}") from error
     return Feedback(tasks, normalise=config.normalise, ema=config.ema, refit_every=config.refit_every)
-
-
-def _custom(config: CustomTaskConfig, **arguments: Any) -> FeedbackTask:
-    module_name, _, path = config.factory.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"factory {config.factory} cannot be imported: {error}") from error
-    return found(**arguments, **config.options)
