@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from functools import lru_cache
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .checks import INTEGER, expect, expect_counts
 from .packing import PackedMasks, empty_masks, expect_total, pack, without_tail
-from .random import BLOCK_MASKS_STREAM, reference_keyed_uniform, seed_words
+from .random import BLOCK_MASKS_STREAM, keyed_words, seed_words, to_open_unit
 
 # Where each octet has zeros: eight bools, held as one int64 so that a look-up copies one element.
 _ZEROS = torch.tensor([[not octet >> bit & 1 for bit in range(8)] for octet in range(256)]).view(torch.int64)
@@ -156,89 +157,89 @@ def _reference(
     over rows would be some 50 for each of up to 15 blocks, and slower at the size of a batch.
     """
     patches = height * width
-    amounts = counts.tolist()  # a device without a kernel of its own waits here
-    if not amounts:
+    if len(counts) == 0:
         return counts.new_empty(0, patches, dtype=torch.bool)
-    free = [(1 << patches) - 1] * len(amounts)
-    going = [(row, count, 0, 0) for row, count in enumerate(amounts) if count]
-    begin = drawn = taken = 0
-    while going:
-        rows = [state[0] for state in going]
-        if taken == drawn:  # of masks of a 16 x 16 grid half are done after 8 attempts, 99 % after 20
-            begin, drawn = drawn, drawn + max(32, drawn)
-            table = _numbers(sample[torch.tensor(rows)].cpu(), keys, begin, drawn - begin, min_aspect)
-            lines = {row: line for line, row in enumerate(rows)}
-            part = table
-        else:
-            part = table.index_select(0, torch.tensor([lines[row] for row in rows]))
-        several = min(8, drawn - taken)
-        part = part[:, taken - begin : taken - begin + several].flatten(1)
-        going = _advance(going, part.tolist(), free, height, width, min_patches)
-        taken += several
+    # A device without a kernel of its own waits here.
+    free = _free(counts.tolist(), sample.cpu(), height, width, keys, min_patches, min_aspect)
     return _zeros(free, patches).to(counts.device)
 
 
-def _numbers(
-    sample: Tensor, keys: tuple[int, int, int], first: int, attempts: int, min_aspect: float
-) -> Tensor:
-    """Give [N, attempts, 4]: uniform numbers for area, aspect, top and left, that of aspect as √aspect."""
-    numbers = reference_keyed_uniform(sample, *keys, BLOCK_MASKS_STREAM, 4 * attempts, 4 * first)
-    numbers = numbers.view(len(sample), attempts, 4)
-    numbers[..., 1].sub_(0.5).mul_(-math.log(min_aspect)).exp_()
+def _free(
+    counts: list[int],
+    sample: Tensor,
+    height: int,
+    width: int,
+    keys: tuple[int, int, int],
+    min_patches: int,
+    min_aspect: float,
+    attempts: int = 28,  # rows of a 16 x 16 grid take 8 in the mean; one of 4,000 takes more than these
+) -> list[int]:
+    """Give for each row the bits of the patches that stay: bit y * width + x is a patch."""
+    numbers = _numbers(sample, keys, attempts, min_aspect)
+    free, unfinished = _draw(counts, numbers, attempts, height, width, min_patches)
+    if unfinished:  # from the start again, with more numbers
+        some, few = sample[torch.tensor(unfinished)], [counts[row] for row in unfinished]
+        again = _free(few, some, height, width, keys, min_patches, min_aspect, 4 * attempts)
+        for row, bits in zip(unfinished, again, strict=True):
+            free[row] = bits
+    return free
+
+
+def _numbers(sample: Tensor, keys: tuple[int, int, int], attempts: int, min_aspect: float) -> array[float]:
+    """Give three numbers for each attempt of each sample: of area (uniform), √aspect, and of place (uniform).
+
+    They come from the first three of a block of four uniform numbers; the fourth is not used. An array is
+    quicker to read than a tensor.
+    """
+    area, aspect, place, _ = keyed_words(sample, keys, BLOCK_MASKS_STREAM, attempts)
+    uniform = to_open_unit(torch.stack((area, aspect, place), -1))  # [N, attempts, 3]
+    uniform[..., 1].sub_(0.5).mul_(-math.log(min_aspect)).exp_()
+    numbers = array("f", [0]) * uniform.numel()
+    torch.frombuffer(numbers, dtype=torch.float32).copy_(uniform.view(-1))
     return numbers
 
 
-_State = tuple[int, int, int, int]  # row, cells that remain to be hidden, failures, blocks
-
-
-def _advance(
-    going: list[_State],
-    numbers: list[list[float]],
-    free_of: list[int],
-    height: int,
-    width: int,
-    min_patches: int,
-) -> list[_State]:
-    """Carry each row's law on by some attempts, in `free_of`; return the rows that are not done."""
-    shapes, top_end, left_end = _rectangles(height, width), height + 1, width + 1
-    sqrt = math.sqrt
-    unfinished = []
-    for (row, remaining, failures, blocks), line in zip(going, numbers, strict=True):
-        free = free_of[row]
-        one = iter(line)
-        attempts = zip(one, one, one, one)  # noqa: B905 (the same iterator four times)
-        if failures < ATTEMPTS and blocks < MOST_BLOCKS:
-            span = remaining - min_patches
-            for area, root, top, left in attempts:
-                side = sqrt(min_patches + area * span)
-                tall = int(side * root + 0.5)
-                wide = int(side / root + 0.5)
-                if tall < height and wide < width:
-                    place = int(top * (top_end - tall)) * width + int(left * (left_end - wide))
-                    new = shapes[tall][wide] << place & free
-                    size = new.bit_count()
-                    if 0 < size <= remaining:
-                        free ^= new
-                        remaining -= size
-                        span -= size
-                        blocks += 1
-                        failures = 0
-                        if remaining and blocks < MOST_BLOCKS:
-                            continue
-                        break
-                failures += 1
-                if failures == ATTEMPTS:
+def _draw(
+    counts: list[int], numbers: array[float], attempts: int, height: int, width: int, min_patches: int
+) -> tuple[list[int], list[int]]:
+    """Draw masks: the bits that stay in each row, and the rows that take more numbers than these."""
+    rectangles, sqrt = _rectangles(height, width), math.sqrt
+    rows, unfinished = [], []
+    for row, remaining in enumerate(counts):
+        one = iter(numbers[3 * attempts * row : 3 * attempts * (row + 1)])
+        triples = zip(one, one, one)  # noqa: B905 (the same iterator three times)
+        free = (1 << height * width) - 1
+        failures = blocks = 0
+        for area, root, place in triples:
+            side = sqrt(min_patches + area * (remaining - min_patches))
+            tall = int(side * root + 0.5)
+            wide = int(side / root + 0.5)
+            if tall < height and wide < width:
+                cells, places, columns, gap = rectangles[tall][wide]
+                number = int(place * places)
+                new = cells << number + number // columns * gap & free
+                size = new.bit_count()
+                if 0 < size <= remaining:
+                    free ^= new
+                    remaining -= size
+                    failures = 0
+                    blocks += 1
+                    if remaining and blocks < MOST_BLOCKS:
+                        continue
                     break
-        if remaining and (failures == ATTEMPTS or blocks == MOST_BLOCKS):
-            for number, *_ in attempts:
+            failures += 1
+            if failures == ATTEMPTS:
+                break
+        if remaining:
+            for number, *_ in triples:
                 free ^= 1 << _nth_bit(free, int(number * free.bit_count()), height * width)
                 remaining -= 1
                 if not remaining:
                     break
-        free_of[row] = free
-        if remaining:
-            unfinished.append((row, remaining, failures, blocks))
-    return unfinished
+            else:
+                unfinished.append(row)
+        rows.append(free)
+    return rows, unfinished
 
 
 def _nth_bit(bits: int, n: int, size: int) -> int:
@@ -254,10 +255,21 @@ def _nth_bit(bits: int, n: int, size: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _rectangles(height: int, width: int) -> list[list[int]]:
-    """List the cells of a rectangle of each size at the grid's corner: bit y * width + x is a cell."""
+def _rectangles(height: int, width: int) -> list[list[tuple[int, int, int, int]]]:
+    """Tell of a rectangle of each size, [tall][wide]: its cells at the grid's corner, and where it may lie.
+
+    That is, in how many places, how many of them in one row, and how many bits it skips from one row's last
+    to the next one's first.
+    """
     columns = [sum(1 << y * width for y in range(tall)) for tall in range(height)]
-    return [[column * ((1 << wide) - 1) for wide in range(width)] for column in columns]
+    across = [width + 1 - wide for wide in range(width)]
+    return [
+        [
+            (columns[tall] * ((1 << wide) - 1), (height + 1 - tall) * across[wide], across[wide], wide - 1)
+            for wide in range(width)
+        ]
+        for tall in range(height)
+    ]
 
 
 def _zeros(free: list[int], patches: int) -> Tensor:

@@ -49,10 +49,11 @@ def expect_counts(function: str, counts: Tensor, patches: int) -> None:
     """Refuse `counts` unless int64 [N] and, where looking does not wait for a device, within 0..`patches`."""
     expect(function, "counts", counts, INTEGER, ("N",))
     looks = counts.device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and ((counts < 0) | (counts > patches)).any():
+    found = counts.tolist() if looks else []
+    if found and (min(found) < 0 or max(found) > patches):
         raise ValueError(
             f"{function}: counts must lie in 0..{patches}, the number of patches, "
-            f"got {int(counts.min())}..{int(counts.max())}."
+            f"got {min(found)}..{max(found)}."
         )
 
 

@@ -5,6 +5,8 @@ Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 20
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -86,38 +88,43 @@ def reference_keyed_uniform(
     sample: Tensor, seed_low: int, seed_high: int, step: int, stream: int, count: int, skip: int = 0
 ) -> Tensor:
     """Give `keyed_uniform`'s numbers by torch operations: fp32 [*S, count]."""
+    words = keyed_words(sample, (seed_low, seed_high, step), stream, (skip + count + 3) // 4, skip // 4)
+    return to_open_unit(torch.stack(words, -1)).flatten(-2)[..., :count].contiguous()
+
+
+def keyed_words(
+    sample: Tensor, keys: tuple[int, int, int], stream: int, end: int, start: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give the words that blocks start..end-1 of four numbers are made of: four int64 [*S, end - start].
+
+    The keys are the seed's two words and the step.
+    """
+    seed_low, seed_high, step = keys
     # The counter: word 0 is block and stream, word 1 the step, words 2 and 3 the sample.
     first = stream << 16
-    block = torch.arange(first + skip // 4, first + (skip + count + 3) // 4, device=sample.device)
-    sample = sample[..., None]
-    words = philox(
-        (block, block.new_full((), step), sample & _WORD, (sample >> 32) & _WORD), (seed_low, seed_high)
-    )
-    return _to_open_unit(torch.stack(words, -1)).flatten(-2)[..., :count].contiguous()
+    block = torch.arange(first + start, first + end, device=sample.device)
+    sample = sample.unsqueeze(-1)
+    counter = block, block.new_full((), step), sample & _WORD, (sample >> 32) & _WORD
+    return philox(counter, (seed_low, seed_high), (*sample.shape[:-1], end - start))
 
 
 def philox(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int], shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10 of a counter of four broadcastable words and a key of two: four int64 tensors.
+    """Philox4x32-10 of a counter of four words broadcastable to `shape` and a key of two: four int64 tensors.
 
     Words are unsigned 32-bit numbers held in int64. The result is bit-equal to Random123's philox4x32.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)  # type: ignore[no-untyped-call]
-    # Words 0 and 2 lie in one tensor and 1 and 3 in another, so that one operation serves both, and all
-    # are written in place: small draws cost their calls, not their arithmetic.
-    even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
-    high, *products = torch.empty((3, *even.shape), dtype=torch.int64, device=even.device).unbind()
-    column = (2,) + (1,) * (even.dim() - 1)
-    multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)
-    keys = torch.tensor(
-        [[(k + r * w) & _WORD for k, w in zip(key, _WEYL, strict=True)] for r in range(_ROUNDS)],
-        device=even.device,
-    )
-    half, word = torch.tensor((32, _WORD), device=even.device).unbind()  # a Python number costs more a call
-    (even_0, even_1), (high_0, high_1), (odd_0, odd_1) = even.unbind(), high.unbind(), odd.unbind()
-    halves = [product.unbind() for product in products]
-    for number, round_key in enumerate(keys.view(_ROUNDS, *column).unbind()):
+    # Small draws cost their calls, not their arithmetic. So words 0 and 2 lie in one tensor and 1 and 3 in
+    # another, that one call may serve both, and all are written in place.
+    device = counter[0].device
+    even, odd, high, *products = torch.empty((5, 2, *shape), dtype=torch.int64, device=device).unbind()
+    (even_0, even_1), (odd_0, odd_1), (high_0, high_1) = even.unbind(), odd.unbind(), high.unbind()
+    for word, value in zip((even_0, odd_0, even_1, odd_1), counter, strict=True):
+        word.copy_(value)
+    multipliers, (half, mask), *round_keys = _constants(key, len(shape), device)
+    words_of = [product.unbind() for product in products]
+    for number, round_key in enumerate(round_keys):
         # int64 holds the 64 bits of a product, be it as a negative number. The words that come of its
         # low half keep the high half until the next mask takes it off: one operation less.
         product = products[number % 2]
@@ -125,11 +132,20 @@ def philox(
         torch.bitwise_right_shift(product, half, out=high)
         torch.bitwise_xor(high_1, odd_0, out=even_0)
         torch.bitwise_xor(high_0, odd_1, out=even_1)
-        even.bitwise_xor_(round_key).bitwise_and_(word)
-        odd_1, odd_0 = halves[number % 2]
-    return even_0, odd_0 & _WORD, even_1, odd_1 & _WORD
+        even.bitwise_xor_(round_key).bitwise_and_(mask)
+        odd_1, odd_0 = words_of[number % 2]
+    product.bitwise_and_(mask)
+    return even_0, odd_0, even_1, odd_1
 
 
-def _to_open_unit(words: Tensor) -> Tensor:
+@lru_cache(maxsize=16)
+def _constants(key: tuple[int, int], dimensions: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Give pairs for words of so many dimensions: multipliers, 32 and the mask of a word, a key a round."""
+    pairs = [_MULTIPLIERS, (32, _WORD)]
+    pairs += [tuple((k + r * w) & _WORD for k, w in zip(key, _WEYL, strict=True)) for r in range(_ROUNDS)]
+    return torch.tensor(pairs, device=device).view(-1, 2, *(1,) * dimensions).unbind()
+
+
+def to_open_unit(words: Tensor) -> Tensor:
     """Map 32-bit words held in int64 to fp32 in (0, 1) by 23 bits: with 24 the largest would round to 1."""
     return (words >> 9).float().add_(0.5).mul_(2.0**-23)

@@ -19,7 +19,7 @@ from ..packing import empty_masks
 from ..random import BLOCK_MASKS_STREAM
 from .launch import block, on_device_of
 from .packing import store_packed, warps
-from .random import keyed_words, open_unit, signed
+from .random import keyed_words, open_unit, signed, uniform_below
 
 
 @triton.jit
@@ -67,14 +67,16 @@ def block_masks_kernel(
     blocks = count * 0
     counter = first.to(tl.uint32, bitcast=True)
     while (remaining > 0) & (failures < ATTEMPTS) & (blocks < MOST_BLOCKS):
-        w0, w1, w2, w3 = keyed_words(counter, step, sample, seed_low, seed_high)
+        w0, w1, w2, _ = keyed_words(counter, step, sample, seed_low, seed_high)
         counter += 1
         side = tl.sqrt_rn(least_area + open_unit(w0) * (remaining.to(tl.float32) - least_area))
         root = tl.exp((0.5 - open_unit(w1)) * log_aspect)
         tall = nearest(side * root)
         wide = nearest(side / root)
-        top = (open_unit(w2) * (height - tall + 1).to(tl.float32)).to(tl.int32)
-        left = (open_unit(w3) * (width - wide + 1).to(tl.float32)).to(tl.int32)
+        columns = tl.maximum(width - wide + 1, 1)
+        place = uniform_below(w2, tl.maximum(height - tall + 1, 1) * columns)
+        top = place // columns
+        left = place - top * columns
         rectangle = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
         new = tl.sum(tl.where(rectangle, free, 0), 0)
         good = (tall < height) & (wide < width) & (new > 0) & (new <= remaining)
@@ -84,12 +86,11 @@ def block_masks_kernel(
         failures = tl.where(good, 0, failures + 1)
 
     while remaining > 0:  # the law has given up: patches one by one, each uniform among the free ones
-        w0, w1, w2, w3 = keyed_words(counter, step, sample, seed_low, seed_high)
+        w0, _, _, _ = keyed_words(counter, step, sample, seed_low, seed_high)
         counter += 1
-        place = tl.cumsum(free, 0) - 1  # [BLOCK], among the free ones
-        among = tl.sum(free, 0)
-        chosen = tl.minimum((open_unit(w0) * among.to(tl.float32)).to(tl.int32), among - 1)
-        free = tl.where(place == chosen, 0, free)
+        number = tl.cumsum(free, 0) - 1  # [BLOCK], among the free ones
+        chosen = uniform_below(w0, tl.sum(free, 0))
+        free = tl.where(number == chosen, 0, free)
         remaining -= 1
 
     hidden = inside & (free == 0)

@@ -42,6 +42,13 @@ def open_unit(words):
 
 
 @triton.jit
+def uniform_below(words, n):
+    """Give floor(open_unit(words) * n), exactly as the reference's fp64 does: int32 for int32 n > 0."""
+    n = (words ^ words) + n.to(tl.uint32)
+    return tl.umulhi((words >> 9 << 9) + 256, n).to(tl.int32)  # open_unit is that much / 2**32
+
+
+@triton.jit
 def interleave(w0, w1, w2, w3):
     """Give [*S, 2, 2], in memory order the four words of each block one after another."""
     return tl.join(tl.join(w0, w2), tl.join(w1, w3))

@@ -26,7 +26,7 @@ def plain_mask(count, height, width, draw, min_patches, min_aspect):
             tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if tall >= height or wide >= width:
                 continue
-            top, left = draw.randint(0, height - tall), draw.randint(0, width - wide)
+            top, left = draw.place(height - tall + 1, width - wide + 1)
             cells = [(y, x) for y in range(top, top + tall) for x in range(left, left + wide)]
             fresh = [(y, x) for y, x in cells if not hidden[y][x]]
             if 0 < len(fresh) <= remaining:
@@ -65,8 +65,15 @@ def statistics(masks):
     return torch.cat((masks.flatten(1), numbers, numbers**2), 1).double()
 
 
+class Plain(random.Random):
+    """Draws for `plain_mask` as its authors make them."""
+
+    def place(self, rows, columns):
+        return self.randrange(rows), self.randrange(columns)
+
+
 class Keyed:
-    """Draws for `plain_mask` out of the numbers of a key: four an attempt, one a patch of the filling."""
+    """Draws out of the numbers of a key: an attempt takes four and uses three, a patch of the filling one."""
 
     def __init__(self, seed, step, sample):
         numbers = keyed_uniform(seed, step, torch.tensor(sample), BLOCK_MASKS_STREAM, 4000)
@@ -78,8 +85,8 @@ class Keyed:
             self.now = list(next(self.attempts))
         return low + (high - low) * self.now.pop(0)
 
-    def randint(self, low, high):
-        return low + int((high - low + 1) * self.now.pop(0))
+    def place(self, rows, columns):
+        return divmod(int(rows * columns * self.now.pop(0)), columns)
 
     def sample(self, free, count):
         free = list(free)
@@ -119,7 +126,7 @@ def test_the_plain_generator_with_the_same_numbers_makes_the_same_masks(
 )
 def test_the_law_is_the_plain_generators(height, width, count, min_patches, min_aspect):
     n = 4000
-    draw = random.Random(5)
+    draw = Plain(5)
     plain = torch.tensor([plain_mask(count, height, width, draw, min_patches, min_aspect) for _ in range(n)])
     ours = masks_of(
         torch.full((4 * n,), count),
