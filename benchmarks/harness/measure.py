@@ -58,23 +58,26 @@ def device_times(call: Callable[[], Any], seconds: float) -> Times:
     return Times(*found)
 
 
-def host_times(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Times]:
+def host_times(
+    calls: dict[str, Callable[[], Any]], seconds: float, *, cold: bool = False
+) -> dict[str, Times]:
     """Time `calls` on the CPU in turns, so that a busy moment strikes all alike.
 
     Each gets about `seconds`, and runs for at least 20 ms in a turn: else a fast one would be timed with its
     code and data out of the caches after a slow one. The order of the turn changes from one to the next.
+    Asked for just that, `cold`, it is one call a turn, always in the same order, so none follows itself.
     """
     repeats = {}
     for name, call in calls.items():
         call()  # warm up
         started = time.perf_counter()
         call()
-        repeats[name] = max(1, int(0.02 / max(time.perf_counter() - started, 1e-7)))
+        repeats[name] = 1 if cold else max(1, int(0.02 / max(time.perf_counter() - started, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     deadline = time.perf_counter() + seconds * len(calls)
     turn = 0
     while turn < 3 or (time.perf_counter() < deadline and turn < 1000):
-        for name in sorted(calls, reverse=turn % 2 == 1):
+        for name in sorted(calls, reverse=turn % 2 == 1 and not cold):
             started = time.perf_counter()
             for _ in range(repeats[name]):
                 calls[name]()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import cases, measure, targets
 from . import rows as reports
-from .cases import BACKWARD, COMPILED, FORWARD, FULL, OURS, Case, Problem, Work
+from .cases import BACKWARD, COLD, COMPILED, FORWARD, FULL, OURS, Case, Problem, Work
 from .measure import Ceilings, Times
 from .rows import DISAGREES, FAILED, NO_MEMORY, OK, OTHER, UNITS, Row
 
@@ -163,7 +163,7 @@ def relative_error(found: Sequence[Tensor | None], expected: Sequence[Tensor | N
 
 def calls_of(work: Work, modes: Sequence[str]) -> dict[str, Callable[[], Any]]:
     """Give what is timed in each mode. Backward keeps the graph of one forward pass."""
-    calls: dict[str, Callable[[], Any]] = {FORWARD: work.forward}
+    calls: dict[str, Callable[[], Any]] = {FORWARD: work.forward, COLD: work.forward}
     if work.wrt:
         kept: list[Any] = []
 
@@ -280,7 +280,9 @@ def _time_on_cpu(
     calls = {name: calls_of(work, modes) for name, work in ready.items()}
     for mode in modes:
         timed = measure.host_times(
-            {name: of_mode[mode] for name, of_mode in calls.items() if mode in of_mode}, run.seconds
+            {name: of_mode[mode] for name, of_mode in calls.items() if mode in of_mode},
+            run.seconds,
+            cold=mode == COLD,
         )
         for name, times in timed.items():
             run.add(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .cases import (
+    COLD,
     COMPILED,
     EAGER,
     FORWARD,
@@ -193,6 +194,8 @@ _GPU: list[tuple[str, _Judge]] = [
 _CPU: list[tuple[str, _Judge]] = [
     ("block_masks for 128 images of 16×16 at least 10× faster than image by image in Python",
      _faster("block_masks", "N=128 grid=16", FORWARD, (PYTHON,), 10)),
+    ("the same, one call in turn with the generator, its caches cold",
+     _faster("block_masks", "N=128 grid=16", COLD, (PYTHON,), 10)),
     ("render_views, 2×224 + 8×96, no slower than torchvision v2 one view at a time",
      _cpu_views(("2x224+8x96",), 1)),
     ("render_views, views of 32 to 64 pixels, at least 3× faster than torchvision v2 one view at a time",

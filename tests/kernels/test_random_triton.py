@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vpt_kernels.random import reference_keyed_uniform
+from vpt_kernels.random import reference_keyed_uniform, to_open_unit
 from vpt_kernels.triton import random as launchers
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -54,3 +56,21 @@ def test_samples_that_are_not_contiguous(device):
 def test_words_travel_as_int32(word):
     number = launchers.signed(word)
     assert -(2**31) <= number < 2**31 and number % 2**32 == word
+
+
+@triton.jit
+def below_kernel(words_ptr, n_ptr, out_ptr, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    words = tl.load(words_ptr + places).to(tl.uint32)
+    tl.store(out_ptr + places, launchers.uniform_below(words, tl.load(n_ptr)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 255, 256, 3844, 4096])
+def test_below_is_the_exact_product(device, n):
+    edges = [0, 511, 512, 2**31 - 1, 2**31, 2**32 - 1]
+    edges += [i * 2**32 // n + offset for i in range(1, min(n, 200)) for offset in (-512, -1, 0, 1)]
+    words = torch.tensor((edges * 1024)[:1024])
+    out = torch.empty(1024, dtype=torch.int32, device=device)
+    below_kernel[(1,)](words.to(device), torch.tensor([n], dtype=torch.int32, device=device), out, BLOCK=1024)
+    expected = (to_open_unit(words).double() * n).int()
+    assert torch.equal(out.cpu(), expected) and out.min() >= 0 and out.max() < n
