@@ -231,8 +231,8 @@ def _draw(
             if failures == ATTEMPTS:
                 break
         if remaining:
-            for number, *_ in triples:
-                free ^= 1 << _nth_bit(free, int(number * free.bit_count()), height * width)
+            for uniform, *_ in triples:
+                free ^= 1 << _nth_bit(free, int(uniform * free.bit_count()), height * width)
                 remaining -= 1
                 if not remaining:
                     break

@@ -141,7 +141,7 @@ def philox(
 @lru_cache(maxsize=16)
 def _constants(key: tuple[int, int], dimensions: int, device: torch.device) -> tuple[Tensor, ...]:
     """Give pairs for words of so many dimensions: multipliers, 32 and the mask of a word, a key a round."""
-    pairs = [_MULTIPLIERS, (32, _WORD)]
+    pairs: list[tuple[int, ...]] = [_MULTIPLIERS, (32, _WORD)]
     pairs += [tuple((k + r * w) & _WORD for k, w in zip(key, _WEYL, strict=True)) for r in range(_ROUNDS)]
     return torch.tensor(pairs, device=device).view(-1, 2, *(1,) * dimensions).unbind()
 
