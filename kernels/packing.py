@@ -47,10 +47,9 @@ def pack(hidden: Tensor, counts: Tensor, total: int) -> PackedMasks:
         inverse = torch.full_like(flat, -1, dtype=torch.int64)
         inverse.scatter_(0, indices, torch.arange(len(indices), device=flat.device))
         weights = counts.float().reciprocal().repeat_interleave(counts, output_size=len(indices))
-        padding = (0, total - len(indices))
-        return PackedMasks(
-            hidden, F.pad(indices, padding), inverse.view(hidden.shape), F.pad(weights, padding)
-        )
+        if padding := total - len(indices):
+            indices, weights = F.pad(indices, (0, padding)), F.pad(weights, (0, padding))
+        return PackedMasks(hidden, indices, inverse.view(hidden.shape), weights)
     beyond = flat.numel()  # where padding is for now: a place after the last token
     indices = torch.nonzero_static(flat, size=total, fill_value=beyond).squeeze(1)
     inverse = torch.full((beyond + 1,), -1, dtype=torch.int64, device=flat.device)
