@@ -580,7 +580,7 @@ class _Blocks(NamedTuple):
     stages: int
 
 
-# Chosen so that nothing spills on sm_90. With D whole: up to 193 KB of shared memory a program.
+# Chosen so that nothing spills anywhere. With D whole: up to 193 KB of shared memory a program.
 _WHOLE = {
     "logsumexp": _Blocks(128, 128, 256, 0, 8, 2),
     "forward": _Blocks(128, 32, 256, 0, 8, 2),
@@ -593,9 +593,10 @@ _HALF = {
     "features": _Blocks(64, 64, 64, 256, 8, 3),
     "prototypes": _Blocks(64, 64, 64, 256, 8, 3),
 }
+_HALF_ON_AMD = {**_HALF, "prototypes": _Blocks(64, 32, 64, 256, 8, 2)}
 _SINGLE = {
     "logsumexp": _Blocks(128, 64, 16, 0, 8, 3),
-    "forward": _Blocks(128, 64, 16, 0, 8, 3),
+    "forward": _Blocks(64, 64, 16, 0, 8, 3),
     "features": _Blocks(64, 32, 16, 128, 8, 2),
     "prototypes": _Blocks(64, 32, 16, 128, 8, 2),
 }
@@ -618,8 +619,8 @@ def _plan(kernel: str, still: int, stream: int, *matrices: Tensor) -> tuple[_Blo
         whole = False  # its second product is in TF32, for which registers would not suffice
     if any(matrix.dtype == torch.float64 for matrix in matrices):
         raise TypeError("prototype_loss: float64 is computed on the CPU only.")
-    table = (_WHOLE if whole else _HALF if half else _SINGLE)[kernel]
     hip = torch.version.hip is not None
+    table = (_WHOLE if whole else (_HALF_ON_AMD if hip else _HALF) if half else _SINGLE)[kernel]
     blocks = _Blocks(
         block(still, table.still),
         block(stream, table.stream),
