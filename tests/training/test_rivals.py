@@ -9,6 +9,7 @@ import torch
 from vpt_vision.config import load_config
 from vpt_vision.errors import UserError
 from vpt_vision.task import Keys
+from vpt_vision.training.run_folder import newest_state
 from vpt_vision.training.step_timer import PHASES
 from vpt_vision.training.trainer import Trainer, train
 
@@ -62,6 +63,21 @@ def test_a_run_trains_and_a_run_resumed_is_the_same(settings, tmp_path, name, mo
         patch.setattr(Trainer, "train_step", interrupted)
         assert train(settings).step == 3
     assert lines(train(settings).output) == records
+
+
+CONTROLS = {"permuted labels": "feedback.labels=permuted", "random direction": "value.direction=random"}
+
+
+@pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS)
+def test_controls_of_feedback_move_the_designer_elsewhere(settings, tmp_path, control):
+    designers = []
+    for name, overrides in {"true": [], "control": [control], "again": [control]}.items():
+        result = train(settings, [f"output={tmp_path / name}", *overrides])
+        designers.append(newest_state(result.output)["designer"])
+    heads = [key for key in designers[0] if key.startswith("heads.")]
+    true, other, again = ([state[key] for key in heads] for state in designers)
+    assert all(torch.equal(a, b) for a, b in zip(other, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(true, other, strict=True))
 
 
 @pytest.mark.parametrize("name", RIVALS)

@@ -15,6 +15,7 @@ from vpt_vision.feedback.gradient import (
     whole_loss,
 )
 from vpt_vision.feedback.permuted import PermutedLabels
+from vpt_vision.feedback.random_direction import random_direction
 from vpt_vision.feedback.segmentation import SegmentationConfig, SegmentationFeedback
 from vpt_vision.feedback.task import Feedback, FeedbackTask, Split, WeightedTask
 
@@ -41,6 +42,7 @@ __all__ = [
     "evaluating",
     "feedback_gradient",
     "inner",
+    "random_direction",
     "split_examples",
     "whole_loss",
 ]

@@ -12,6 +12,7 @@ from vpt_vision.errors import UserError
 from vpt_vision.factory import Factory, import_factory
 from vpt_vision.feedback.classification import ClassificationConfig, ClassificationFeedback
 from vpt_vision.feedback.depth import DepthConfig, DepthFeedback
+from vpt_vision.feedback.permuted import PermutedLabels
 from vpt_vision.feedback.segmentation import SegmentationConfig, SegmentationFeedback
 from vpt_vision.feedback.task import Feedback, FeedbackTask, WeightedTask
 from vpt_vision.schema import Config
@@ -70,6 +71,9 @@ class FeedbackConfig(Config):
         description="several tasks: bring their gradients to one length before weighing them; false: u is "
         "the gradient of the losses' weighted mean",
     )
+    labels: Literal["given", "permuted"] = Field(
+        "given", description="permuted: a control, labels are dealt anew among the images of each split"
+    )
     refit_every: int = Field(1, ge=1, description="feedback gradients taken between two fits of the heads")
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the feedback gradients' moving averages")
 
@@ -127,7 +131,10 @@ def build_feedback(
     tasks = {}
     for name, task in config.tasks.items():
         try:
-            tasks[name] = WeightedTask(build(task), task.weight, task.batch)
+            built = build(task)
+            if config.labels == "permuted":
+                built = PermutedLabels(built, seed)
+            tasks[name] = WeightedTask(built, task.weight, task.batch)
         except UserError as error:
             raise UserError(f"feedback task '{name}': {error}") from error
     return Feedback(tasks, normalise=config.normalise, ema=config.ema, refit_every=config.refit_every)

@@ -15,7 +15,7 @@ from vpt_kernels import PackedImages
 from vpt_vision.collectives import all_reduce_mean
 from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
 from vpt_vision.designers.ascent import ascend
-from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluating
+from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluating, random_direction
 from vpt_vision.learner import Learner
 from vpt_vision.schema import Config
 from vpt_vision.task import Keys, Renderer, Task
@@ -38,6 +38,10 @@ class ValueConfig(Config):
     batch: int = Field(32, ge=2, description="images of the learner's batch that value is measured on")
     tail_blocks: int = Field(
         2, ge=1, description="last blocks of the student that u and value speak of; 2 to 4"
+    )
+    direction: Literal["feedback", "random"] = Field(
+        "feedback",
+        description="random: value is along a random direction of u's length, anew each time, a control",
     )
     estimators: EstimatorsConfig = Field(
         EstimatorsConfig(), description="how each surface's gradient is found"
@@ -125,6 +129,8 @@ class ValueStep:
             report = self.feedback_gradient.update(learner.student.backbone, keys)
             setting = Setting(learner, self.renderer, images, temperature, self.config.tail_blocks)
             u = self.feedback_gradient.u
+            if self.config.direction == "random":
+                u = random_direction(u, keys)
             optimiser = self.optimiser if keys.step >= self.config.burn_in else None
             with torch.set_grad_enabled(optimiser is not None):
                 features = self.designer.features(images)
