@@ -28,7 +28,7 @@ def test_rows_that_are_not_fitted_leave_the_balance_alone_and_still_sum_to_one()
     logits = torch.randn(13, 6)
     fitted = torch.rand(13) < 0.5
     fitted[0], fitted[1] = True, False
-    q = probabilities(sinkhorn_target(Scores(logits), 0.2, fitted))
+    q = probabilities(sinkhorn_target(Scores(logits), 0.2, fitted.float()))
     alone = sinkhorn_target(Scores(logits[fitted]), 0.2)
     torch.testing.assert_close(q[fitted], probabilities(alone), atol=1e-5, rtol=1e-5)
     others = torch.softmax(logits[~fitted] / 0.2 + alone.potentials.column, dim=1)

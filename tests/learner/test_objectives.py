@@ -120,7 +120,7 @@ def test_relaxed_masks_give_the_packed_value(balanced: bool) -> None:
     relaxed = replace(masks, relaxed=masks.hidden.double())
     packed = ibot_loss(Scores(student[index]), target_of(teacher[index], 0.3, balanced), masks, 0.1)
     everywhere = (
-        sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten())
+        sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten().float())
         if balanced
         else target_of(teacher, 0.3, False)
     )
@@ -129,7 +129,7 @@ def test_relaxed_masks_give_the_packed_value(balanced: bool) -> None:
 
 def test_relaxed_masks_have_the_gradient_of_finite_differences_and_none_where_nothing_is_hidden() -> None:
     student, teacher, masks = dense_case()
-    target = sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten())
+    target = sinkhorn_target(Scores(teacher), 0.3, masks.hidden.flatten().float())
     shares = masks.hidden.double().requires_grad_()
 
     def loss(shares: torch.Tensor) -> torch.Tensor:

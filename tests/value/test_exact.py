@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vpt_vision.task import RenderedViews
 from vpt_vision.value import exact_value
 
 
@@ -67,7 +68,9 @@ def test_gradient_follows_the_relaxed_masks(
     def value(relaxed):
         return exact_value(setting, replace(task, masks=replace(task.masks, relaxed=relaxed)), views, u)
 
-    relaxed = task.masks.hidden.double().requires_grad_()
+    relaxed = (
+        0.01 + 0.98 * task.masks.hidden.double()
+    ).requires_grad_()  # the balance takes no share below 0
     slopes = {
         term: torch.autograd.grad(v, relaxed, retain_graph=True)[0] for term, v in value(relaxed).items()
     }
@@ -80,3 +83,58 @@ def test_gradient_follows_the_relaxed_masks(
             expected = ((above[term] - below[term]) / 2e-5).detach()
             found = slopes[term].view(-1, bump.shape[-1])[masked, entry]
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"centring": "ema", "gram_weight": 1.0}, {"store_scores": False}])
+def test_gradient_follows_the_views_through_student_and_teacher(
+    make_learner, make_setting, pixels, make_designer, direction, images, keys, settings
+):
+    """Against central differences of the value itself along random changes of the pixels, in fp64."""
+    learner = make_learner(**settings).double()
+    setting = make_setting(learner)
+    u = {name: value.double() for name, value in direction(learner).items()}
+    with torch.no_grad():
+        task = make_designer()(images, keys)
+    views = pixels(setting, task)
+    generator = torch.Generator().manual_seed(5)
+    turns = [torch.randn(view.shape, generator=generator, dtype=view.dtype) for view in views]
+
+    def value(step, follow_targets=True):
+        moved = RenderedViews(*(view + step * turn for view, turn in zip(views, turns, strict=True)))
+        return exact_value(replace(setting, follow_targets=follow_targets), task, moved, u)
+
+    for follow_targets in (True, False):
+        step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        at, above, below = value(step, follow_targets), value(1e-5), value(-1e-5)
+        for term in at:
+            (found,) = torch.autograd.grad(at[term], step, retain_graph=True)
+            expected = ((above[term] - below[term]) / 2e-5).detach()
+            if follow_targets:
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+            elif term != "koleo":  # the others have targets
+                assert abs(found - expected) > 1e-3 * abs(expected)
+
+
+def test_the_balance_of_patch_targets_moves_with_the_masks(
+    make_learner, make_setting, pixels, make_designer, direction, images, keys
+):
+    """A token more is hidden by a small share: differences of the value with targets made anew."""
+    learner = make_learner().double()
+    setting = make_setting(learner)
+    u = {name: value.double() for name, value in direction(learner).items()}
+    with torch.no_grad():
+        task = make_designer()(images, keys)
+    views = pixels(setting, task)
+
+    def value(relaxed):
+        masks = replace(task.masks, relaxed=relaxed)
+        return exact_value(setting, replace(task, masks=masks), views, u)["ibot"]
+
+    relaxed = task.masks.hidden.double().requires_grad_()
+    (slopes,) = torch.autograd.grad(value(relaxed), relaxed)
+    for view, sample in task.masks.hidden.any(-1).nonzero()[:3].tolist():
+        token = int(task.masks.hidden[view, sample].float().argmin())  # the first that is shown
+        nudge = torch.zeros_like(slopes)
+        nudge[view, sample, token] = 1e-6
+        expected = (value(relaxed.detach() + nudge) - value(relaxed.detach())) / 1e-6
+        torch.testing.assert_close(slopes[view, sample, token], expected.detach(), rtol=1e-3, atol=1e-6)

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from vpt_vision.learner import Learner
-from vpt_vision.value import exact_value, finite_difference_value
+from vpt_vision.value import exact_value, finite_difference_value, opened
 
 CASES = [
     ({}, 2),
@@ -37,6 +39,61 @@ def test_agrees_with_the_exact_value_and_gradient(
         assert expected.norm() > 0
         assert F.cosine_similarity(found, expected, dim=0) > 0.999
         assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("surface", ["crops", "photometrics", "masks"])
+@pytest.mark.parametrize("settings", [{}, {"centring": "ema", "gram_weight": 0.5}, {"store_scores": False}])
+def test_agrees_with_the_exact_gradient_by_every_surface(
+    make_learner, make_designer, make_setting, direction, images, keys, settings, surface
+):
+    learner = make_learner(**settings)
+    setting, u = make_setting(learner), direction(learner)
+    designer = make_designer()
+    task = opened(designer(images, keys), frozenset({surface}))
+    views = setting.renderer(images, task)
+    parameters = [value for name, value in designer.named_parameters() if "heads" in name]
+
+    def gradient(values):
+        found = {}
+        for term, value in values.items():
+            parts = torch.autograd.grad(
+                value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            found[term] = torch.cat([part.flatten() for part in parts]).double()
+        return found
+
+    exact = gradient(exact_value(setting, task, views, u))
+    close = gradient(finite_difference_value(setting, task, views, u, rho=1e-3))
+    for term, expected in exact.items():
+        assert expected.norm() > 0, term
+        assert F.cosine_similarity(close[term], expected, dim=0) > 0.999, term
+
+
+@pytest.mark.parametrize("surface", ["crops", "photometrics", "masks"])
+def test_in_a_bf16_run_it_still_agrees_with_the_exact_gradient_in_fp32(
+    make_learner, make_designer, make_setting, direction, images, keys, surface
+):
+    learner = make_learner()
+    setting, u = make_setting(learner), direction(learner)
+    designer = make_designer()
+    task = opened(designer(images, keys), frozenset({surface}))
+    views = setting.renderer(images, task)
+    seen = set()
+    hook = lambda *call: seen.add(call[-1].dtype)  # noqa: E731
+    learner.student.backbone.vit.blocks[0].mlp.register_forward_hook(hook)
+
+    def gradient(values):
+        total = sum(learner.config.weights[term] * value for term, value in values.items())
+        parts = torch.autograd.grad(
+            total, list(designer.parameters()), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([part.flatten() for part in parts]).double()
+
+    expected = gradient(exact_value(setting, task, views, u))
+    assert seen == {torch.float32}
+    found = gradient(finite_difference_value(replace(setting, bf16=True), task, views, u, rho=1e-3))
+    assert torch.bfloat16 in seen
+    assert F.cosine_similarity(found, expected, dim=0) > 0.98
 
 
 def test_relaxed_masks_have_the_value_of_the_masks(

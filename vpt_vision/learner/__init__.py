@@ -2,7 +2,7 @@
 
 from vpt_vision.learner.backbone import Backbone, BackboneConfig, Features
 from vpt_vision.learner.heads import HeadConfig, ProjectionHead
-from vpt_vision.learner.student_teacher import Learner, LearnerConfig, Losses
+from vpt_vision.learner.student_teacher import Learner, LearnerConfig, Losses, TeacherTargets
 
 __all__ = [
     "Backbone",
@@ -13,4 +13,5 @@ __all__ = [
     "LearnerConfig",
     "Losses",
     "ProjectionHead",
+    "TeacherTargets",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vpt_vision.errors import UserError
+from vpt_vision.learner.precision import widened
 from vpt_vision.learner.weights import load_strictly, read_weights, resize_position_embedding
 from vpt_vision.schema import Config
 
@@ -66,6 +67,10 @@ class TailInput(NamedTuple):
 
     tokens: Tensor  # [N, prefix + T, D]
     calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]  # per tail block, its further arguments (rope)
+
+    def widened(self) -> TailInput:
+        """Return the tokens in fp32; fp64 stays."""
+        return self._replace(tokens=widened(self.tokens))
 
 
 class Backbone(nn.Module):

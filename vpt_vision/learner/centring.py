@@ -9,14 +9,18 @@ from vpt_vision import collectives
 from vpt_vision.learner.scores import Scores, Target
 
 
-def sinkhorn_target(scores: Scores, temperature: float | Tensor, fitted: Tensor | None = None) -> Target:
+def sinkhorn_target(
+    scores: Scores, temperature: float | Tensor, fitted: Tensor | None = None, *, followed: bool = False
+) -> Target:
     """Balance the prototypes over the rows of all ranks (SwAV, Caron et al. 2020; DINOv2, section 4).
 
-    `fitted` [M] bool: the rows that count in the balance. The others are normalised under its column
-    potentials, as a row that comes later would be. `temperature` is one for all rows or [M].
+    `fitted` [M] fp32: by how much each row counts in the balance. One that does not is normalised under its
+    column potentials, as a row that comes later would be. `temperature` is one for all rows or [M]. With
+    `followed` the potentials keep the graph of scores, temperature and `fitted`; else they are held.
     """
-    weights = None if fitted is None else fitted.float()
-    return Target(scores, scores.balanced(temperature, weights), temperature)
+    with torch.set_grad_enabled(followed and torch.is_grad_enabled()):
+        potentials = scores.balanced(temperature, fitted)
+    return Target(scores, potentials, temperature)
 
 
 class Centre(nn.Module):
@@ -29,13 +33,18 @@ class Centre(nn.Module):
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(prototypes))
 
-    def target(self, scores: Scores, temperature: float | Tensor, usual: float) -> Target:
+    def target(
+        self, scores: Scores, temperature: float | Tensor, usual: float, *, followed: bool = False
+    ) -> Target:
         """Return softmax(scores / temperature - centre / usual temperature) as a target.
 
         Where each row [M] has a temperature of its own the centre keeps the usual one, as Sinkhorn's column
-        potentials are the same for all rows. The centre stays as it is.
+        potentials are the same for all rows. The centre stays as it is. With `followed` the potentials keep
+        the graph of scores and temperature; else they are held.
         """
-        return Target(scores, scores.centred(temperature, self.value, usual), temperature)
+        with torch.set_grad_enabled(followed and torch.is_grad_enabled()):
+            potentials = scores.centred(temperature, self.value, usual)
+        return Target(scores, potentials, temperature)
 
     @torch.no_grad()
     def update(self, scores: Scores) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from vpt_kernels import (
     sinkhorn_potentials,
 )
 from vpt_vision import collectives
+from vpt_vision.learner.followed import followed_centre, followed_loss, followed_sinkhorn
 from vpt_vision.learner.precision import full_precision
 
 
@@ -46,11 +48,23 @@ class Scores:
         total = self.rows.sum(0)
         return total if self.prototypes is None else similarities(total, self.prototypes, self.weight_norm)
 
+    def scaled(self, temperature: float | Tensor) -> Tensor:
+        """Return all similarities [M, K] over the temperature, one for all tokens or [M]."""
+        each = temperature[:, None] if isinstance(temperature, Tensor) else temperature
+        with full_precision(self.rows.device):
+            if self.prototypes is None:
+                return self.rows / each
+            return similarities(self.rows, self.prototypes, self.weight_norm) / each
+
     def balanced(self, temperature: float | Tensor, weights: Tensor | None) -> Potentials:
         """Return Sinkhorn-Knopp's potentials over the tokens of all ranks, weighed by `weights` [M].
 
-        `temperature` is one for all tokens or [M].
+        `temperature` is one for all tokens or [M]. Where a graph is recorded and leads to any of these, so do
+        the potentials.
         """
+        if _followed(self.rows, temperature, weights):
+            with full_precision(self.rows.device):
+                return followed_sinkhorn(self.scaled(temperature), weights)
         group = collectives.group()
         if self.prototypes is None:
             return sinkhorn_potentials(self.rows, temperature, weights=weights, group=group)
@@ -66,8 +80,11 @@ class Scores:
     def centred(self, temperature: float | Tensor, centre: Tensor, usual: float) -> Potentials:
         """Return the potentials of softmax(scores / temperature - centre [K] / usual temperature).
 
-        `temperature` is one for all tokens or [M].
+        `temperature` is one for all tokens or [M]. With a graph as above.
         """
+        if _followed(self.rows, temperature):
+            with full_precision(self.rows.device):
+                return followed_centre(self.scaled(temperature), -centre / usual)
         if self.prototypes is None:
             return centre_potentials(self.rows, temperature, centre, centre_temperature=usual)
         return prototype_centre_potentials(
@@ -80,6 +97,11 @@ class Scores:
         )
 
 
+def _followed(*inputs: Tensor | float | None) -> bool:
+    """Whether a graph is being recorded that leads to one of these."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
 def similarities(directions: Tensor, prototypes: Tensor, weight_norm: bool) -> Tensor:
     """Return [..., K] fp32, whatever autocast says: a loss divides them by low temperatures."""
     with full_precision(directions.device):
@@ -90,7 +112,7 @@ class Target(NamedTuple):
     """Soft targets q = exp(scores / temperature + row + column) of M tokens; each row of q sums to 1."""
 
     scores: Scores  # the teacher's
-    potentials: Potentials  # row [M] and column [K], fp32, held
+    potentials: Potentials  # row [M] and column [K], fp32
     temperature: float | Tensor  # of all tokens, or [M]; may carry the designer's gradient
 
 
@@ -100,8 +122,17 @@ def distillation_loss(
     """Return the cross-entropy [M] fp32 of each of the student's tokens under its target, or targets.
 
     `partners` int64 [M, P] names the target's rows, -1 for none; left out, each token has the row of its
-    number. Both sides are scores of one form.
+    number. Both sides are scores of one form. Where the target's potentials carry a graph, the gradient
+    reaches all that the target is made of; else it takes them as they are.
     """
+    if _followed(target.potentials.row):
+        with full_precision(student.rows.device):
+            return followed_loss(
+                student.scaled(student_temperature),
+                target.scores.scaled(target.temperature),
+                target.potentials,
+                partners,
+            )
     theirs = target.scores.prototypes
     if student.prototypes is None or theirs is None:
         return masked_distillation_loss(

@@ -80,7 +80,7 @@ class Network(nn.Module):
 
 
 class TeacherTargets(NamedTuple):
-    """What the teacher sets for one batch; without gradient but for the temperatures' to the designer."""
+    """What the teacher sets for one batch; with a graph as `Learner.teacher_targets` says."""
 
     cls: Target  # G·B rows, view by view
     patches: Target | None  # rows as in Outputs.patches
@@ -102,6 +102,11 @@ class TrunkState(NamedTuple):
     global_views: TailInput  # of G·B images
     local_views: TailInput | None  # of L·B images
     masks: Masks
+
+    def widened(self) -> TrunkState:
+        """Return it in fp32, for last blocks outside autocast."""
+        local_views = None if self.local_views is None else self.local_views.widened()
+        return self._replace(global_views=self.global_views.widened(), local_views=local_views)
 
 
 class Losses(NamedTuple):
@@ -159,26 +164,37 @@ class Learner(nn.Module):
         return losses
 
     def teacher_targets(
-        self, global_views: Tensor, masks: Masks, temperature: float, targets: Targets = _NEUTRAL
+        self,
+        global_views: Tensor,
+        masks: Masks,
+        temperature: float,
+        targets: Targets = _NEUTRAL,
+        *,
+        followed: bool = False,
     ) -> TeacherTargets:
         """Return the teacher's targets for the unmasked `global_views` [G, B, 3, S, S].
 
         Patch targets are those of the hidden tokens; with relaxed masks those of every token, balanced
-        over the hidden ones. `targets.temperature` multiplies `temperature`, image by image: the only way
-        that a gradient leads back from here. Masks without relaxation may be those of several versions of
-        these views.
+        over the hidden ones. `targets.temperature` multiplies `temperature`, image by image. Masks without
+        relaxation may be those of several versions of these views.
+
+        A gradient leads back from here to `targets.temperature`, the balance of the targets being held. With
+        `followed` it leads to the views as well, and through the balance to the temperatures and to the
+        relaxed masks.
         """
         of_views, of_patches = _temperatures(temperature, targets.temperature, masks)
-        with torch.no_grad():
+        with torch.set_grad_enabled(followed and torch.is_grad_enabled()):
             features = self._teacher_features(global_views)
             cls, patches = self.teacher.project(features.cls, self._patch_rows(features, masks))
             gram = None if self.anchor is None else self.anchor(global_views.flatten(0, 1)).patches
         patch_target = None
         if patches is not None:
-            fitted = None if masks.relaxed is None else masks.hidden.flatten()
-            patch_target = self._target(patches, of_patches, temperature, self.patch_centre, fitted)
+            fitted = None if masks.relaxed is None else masks.relaxed.flatten()
+            patch_target = self._target(
+                patches, of_patches, temperature, self.patch_centre, followed=followed, fitted=fitted
+            )
         return TeacherTargets(
-            cls=self._target(cls, of_views, temperature, self.cls_centre),
+            cls=self._target(cls, of_views, temperature, self.cls_centre, followed=followed),
             patches=patch_target,
             gram=gram,
             features=features.cls,
@@ -306,7 +322,8 @@ class Learner(nn.Module):
 
     def _teacher_features(self, global_views: Tensor) -> Features:
         encoded, self._encoded = self._encoded, None
-        if encoded is not None and encoded[0] is global_views:
+        followed = torch.is_grad_enabled() and global_views.requires_grad
+        if encoded is not None and encoded[0] is global_views and not followed:  # kept without a graph
             return encoded[1]
         return self.teacher.backbone(global_views.flatten(0, 1))
 
@@ -322,11 +339,13 @@ class Learner(nn.Module):
         temperature: float | Tensor,
         usual: float,
         centre: Centre | None,
+        *,
+        followed: bool = False,
         fitted: Tensor | None = None,
     ) -> Target:
         if centre is not None:
-            return centre.target(scores, temperature, usual)
-        return sinkhorn_target(scores, temperature, fitted)
+            return centre.target(scores, temperature, usual, followed=followed)
+        return sinkhorn_target(scores, temperature, fitted, followed=followed)
 
 
 def _hidden_shares(masks: Masks) -> Tensor:

@@ -249,6 +249,7 @@ class Trainer:
             designer=self.designer,
             renderer=self.renderer,
             feedback=feedback,
+            bf16=config.precision == "bf16",
         )
 
     def _expect_progress(self, record: dict[str, float | int | None]) -> None:

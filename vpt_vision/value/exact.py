@@ -18,7 +18,7 @@ def exact_value(setting: Setting, task: Task, views: RenderedViews, u: Direction
     only backend with a double backward.
     """
     learner = setting.learner
-    teacher = learner.teacher_targets(views.for_teacher, task.masks, setting.temperature, task.targets)
+    teacher = setting.teacher_targets(task, views)
     tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
     along_u = [u[name] for name in tail]
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

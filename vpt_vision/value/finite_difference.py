@@ -30,8 +30,9 @@ def finite_difference_value(
         u_norm = inner(u, u).sqrt().clamp(min=1e-12)  # u = 0 gives V = 0, not 0/0
         epsilon = rho * inner(theta, theta).sqrt() / u_norm
 
-    teacher = learner.teacher_targets(views.for_teacher, task.masks, setting.temperature, task.targets)
-    trunk = learner.student_trunk(views, task.masks, setting.tail_blocks)
+    teacher = setting.teacher_targets(task, views)
+    with setting.autocast():
+        trunk = learner.student_trunk(views, task.masks, setting.tail_blocks).widened()
 
     def terms_at(step: Tensor) -> dict[str, Tensor]:
         moved = {name: theta[name] + step * u[name] for name in theta}

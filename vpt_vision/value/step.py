@@ -46,6 +46,11 @@ class ValueConfig(Config):
     estimators: EstimatorsConfig = Field(
         EstimatorsConfig(), description="how each surface's gradient is found"
     )
+    follow_targets: bool = Field(
+        True,
+        description="derivatives of value go through the teacher's targets and their balance too; false "
+        "holds these, which is cheaper, and wrong where one image's views shift the targets of others",
+    )
     rho: float = Field(
         1e-3, gt=0, description="finite difference: length of the step, in lengths of the weights"
     )
@@ -73,6 +78,8 @@ class ValueStep:
     normalised). Each surface's gradient is found by the estimator that `config.estimators` names; the
     designer's AdamW takes the step.
 
+    With `bf16` everything but the last blocks runs as in a bf16 run.
+
     Nothing here reaches the learner: it is read in eval mode, no `.grad` or buffer of it is written, and no
     number is drawn from a global generator. A designer without parameters is measured and left alone.
 
@@ -87,8 +94,10 @@ class ValueStep:
         designer: Designer,
         renderer: Renderer,
         feedback: Feedback,
+        bf16: bool = False,
     ) -> None:
         self.config = config
+        self.bf16 = bf16
         self.learner = learner
         self.designer = designer
         self.renderer = renderer
@@ -126,8 +135,17 @@ class ValueStep:
         keys = keys._replace(samples=keys.samples[: self.config.batch])
         learner = self.learner
         with evaluating(learner), torch.autocast(images.device.type, enabled=False):
-            report = self.feedback_gradient.update(learner.student.backbone, keys)
-            setting = Setting(learner, self.renderer, images, temperature, self.config.tail_blocks)
+            setting = Setting(
+                learner,
+                self.renderer,
+                images,
+                temperature,
+                self.config.tail_blocks,
+                follow_targets=self.config.follow_targets,
+                bf16=self.bf16,
+            )
+            with setting.autocast():
+                report = self.feedback_gradient.update(learner.student.backbone, keys)
             u = self.feedback_gradient.u
             if self.config.direction == "random":
                 u = random_direction(u, keys)
@@ -165,7 +183,8 @@ class ValueStep:
     def _refine(self, setting: Setting, task: Task, keys: Keys) -> Refined:
         """Render `task` and let the designer finish it."""
         views = setting.renderer(setting.images, task)
-        return self.designer.refine(task, views, keys, setting.learner, setting.temperature)
+        with setting.autocast():
+            return self.designer.refine(task, views, keys, setting.learner, setting.temperature)
 
     def _values(self, setting: Setting, refined: Refined, u: Direction) -> dict[str, Tensor]:
         """V_k of each loss term; with a graph where one leads back to the designer."""
