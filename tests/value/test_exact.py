@@ -97,10 +97,11 @@ def test_gradient_follows_the_views_through_student_and_teacher(
         task = make_designer()(images, keys)
     views = pixels(setting, task)
     generator = torch.Generator().manual_seed(5)
-    turns = [torch.randn(view.shape, generator=generator, dtype=view.dtype) for view in views]
+    kinds = (views.global_views, views.local_views)
+    turns = [torch.randn(view.shape, generator=generator, dtype=view.dtype) for view in kinds]
 
     def value(step, follow_targets=True):
-        moved = RenderedViews(*(view + step * turn for view, turn in zip(views, turns, strict=True)))
+        moved = RenderedViews(*(view + step * turn for view, turn in zip(kinds, turns, strict=True)))
         return exact_value(replace(setting, follow_targets=follow_targets), task, moved, u)
 
     for follow_targets in (True, False):
