@@ -20,6 +20,7 @@ from vpt_vision.training.step_timer import PHASES
 from vpt_vision.training.trainer import Trainer
 
 TIMINGS = {"images_per_second", "seconds_left", "training_seconds", "peak_host_memory_mb"}
+TIMINGS |= {"host_memory_mb", "data_wait", "decode_images_per_second", "model_images_per_second"}
 TIMINGS |= {f"seconds/{phase}" for phase in PHASES}
 
 
