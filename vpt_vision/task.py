@@ -165,13 +165,13 @@ class Renderer:
 
     def __call__(self, images: PackedImages, task: Task) -> RenderedViews:
         """Render `images` as `task` says."""
+        return RenderedViews(*(self.render(images, views) for views in (task.global_views, task.local_views)))
+
+    def render(self, images: PackedImages, views: Views) -> Tensor:
+        """Render `views` of `images` to normalised fp32 [V, B, 3, size, size]."""
         mean = torch.tensor(self.mean, device=images.device)
         std = torch.tensor(self.std, device=images.device)
-        both = (
-            views.render(images, mean=mean, std=std, interpolation=self.interpolation)
-            for views in (task.global_views, task.local_views)
-        )
-        return RenderedViews(*both)
+        return views.render(images, mean=mean, std=std, interpolation=self.interpolation)
 
     def whole(self, images: PackedImages, size: int) -> Tensor:
         """Render the largest centred square of each image, as probes and feedback see it.
@@ -182,7 +182,4 @@ class Renderer:
         heights, widths = images.heights.double(), images.widths.double()
         side = torch.minimum(heights, widths)
         boxes = torch.stack([(heights - side) / 2, (widths - side) / 2, side, side], -1).float()
-        mean = torch.tensor(self.mean, device=images.device)
-        std = torch.tensor(self.std, device=images.device)
-        views = Views.unchanged(boxes, size)
-        return views.render(images, mean=mean, std=std, interpolation=self.interpolation)[0]
+        return self.render(images, Views.unchanged(boxes, size))[0]
