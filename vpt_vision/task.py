@@ -66,11 +66,22 @@ class Masks:
     index: Tensor  # [total] int64: the hidden tokens' places in hidden.flatten(), ascending
     weights: Tensor  # [total] fp32: 1 / how many tokens the same view hides, iBOT's weights
     relaxed: Tensor | None = None  # [G, B, N] fp32, equal to `hidden` in value, with the designer's gradient
+    padded: bool = False  # whether the list may end in padding: index 0, weight 0
 
     @property
     def total(self) -> int:
-        """How many tokens are hidden, known on the host without waiting for the device."""
+        """How many tokens are listed, known on the host without waiting for the device."""
         return len(self.index)
+
+    @property
+    def counted(self) -> Tensor | None:
+        """By how much each token that iBOT compares is hidden, fp32; None where all are.
+
+        It compares those listed, of which padding is 0, and with relaxed masks all of them, [G·B·N].
+        """
+        if self.relaxed is not None:
+            return self.relaxed.flatten()
+        return (self.weights > 0).float() if self.padded else None
 
     @classmethod
     def of(cls, hidden: Tensor, total: int) -> Masks:
