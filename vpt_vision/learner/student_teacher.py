@@ -362,7 +362,7 @@ def _temperatures(
 ) -> tuple[float | Tensor, float | Tensor]:
     """Return the teacher's temperature of each of its views [G·B] and of each patch that iBOT compares.
 
-    `factor` is [B]; where there is none both are the usual one. `masks` may be of several versions of the views.
+    `factor` is [B]; where there is none both are the usual one. `masks` may be of several versions of them.
     """
     if factor is None:
         return usual, usual
