@@ -1,17 +1,16 @@
 """Every designer in whole runs: some steps, a stop, and on again."""
 
-import json
 import signal
 
 import pytest
 import torch
+from logged import lines
 
 from vpt_vision.config import load_config
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.pictures import crops_and_masks
 from vpt_vision.task import Keys
 from vpt_vision.training.run_folder import newest_state
-from vpt_vision.training.step_timer import PHASES
 from vpt_vision.training.trainer import Trainer, train
 
 RIVALS = {
@@ -24,8 +23,6 @@ RIVALS = {
     "adversary": {"kind": "adversarial_masks", "masks": 2, "width": 8},
     "adversary_s": {"kind": "adversarial_masks", "masks": 2, "width": 8, "forward": "one"},
 }
-CLOCKS = {"images_per_second", "seconds_left", "training_seconds", "peak_host_memory_mb"}
-CLOCKS |= {f"seconds/{phase}" for phase in PHASES}
 
 
 @pytest.fixture
@@ -36,11 +33,6 @@ def settings(tiny_settings):
         "log": {"every": 1, "tensorboard": False},
         "checkpoint": {"every": 2},
     }
-
-
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in CLOCKS} for record in records]
 
 
 @pytest.mark.parametrize("name", RIVALS)
