@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 demo: $(VENV)/installed  ## pretrain with and without the designer, probe, and draw (about 8 minutes on 2 cores)
 	$(BIN)/vpt demo configs/demo.yaml
@@ -19,6 +19,9 @@ lint: $(VENV)/installed-dev  ## check style
 types: $(VENV)/installed-dev  ## check types
 	rm -rf build && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types . && rm -rf build/lib build/bdist*
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p vpt_vision -p vpt_kernels
+
+docs: $(VENV)/installed-dev  ## build the documentation into build/site; a broken link is an error
+	$(BIN)/mkdocs build --quiet --strict
 
 clean:  ## remove the virtual environment and build products, never a run
 	rm -rf $(VENV) build *.egg-info

@@ -45,6 +45,7 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "mkdocs-material",
         ],
         "huggingface": ["datasets"],
         "bench": ["kornia", "liger-kernel", "cut-cross-entropy"],  # peers that benchmarks/kernels.py times

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, TypedDict
 
@@ -186,14 +184,12 @@ class _Reader:
         self.order = order
 
     def __call__(self, request: _Request, watch: Watch) -> Batch:
-        began = time.perf_counter()
         unreadable: list[Unreadable] = []
         samples = [
             self._sample(place, index, unreadable, watch)
             for place, index in enumerate(request.samples, request.place)
         ]
-        batch = Batch.of(samples, unreadable)
-        return replace(batch, seconds=time.perf_counter() - began)
+        return Batch.of(samples, unreadable)
 
     def _sample(self, place: int, index: int, unreadable: list[Unreadable], watch: Watch) -> Sample:
         for candidate in (index, *islice(self.order.substitutes(place), TRIES - 1)):
