@@ -142,6 +142,7 @@ def make_step(
         learner: dict[str, object] | None = None,
         designer: dict[str, object] | None = None,
         splits: Splits = splits,
+        learner_optimiser: torch.optim.AdamW | None = None,
         **value: object,
     ) -> ValueStep:
         source = FashionScenesConfig(kind="fashion_scenes", split="feedback", count=1)
@@ -158,6 +159,7 @@ def make_step(
             designer=make_designer(**(designer or {})),
             renderer=Renderer(),
             feedback=Feedback({"classes": WeightedTask(task, batch=16)}),
+            learner_optimiser=learner_optimiser,
         )
 
     return make

@@ -46,6 +46,7 @@ def occasion(images, keys):
             keys=keys,
             features=features,
             outputs=outputs,
+            policy=Stub(outputs),
             judge=lambda task: judge(task.outputs),
         )
 
@@ -142,7 +143,8 @@ def test_images_that_look_the_same_give_no_nan(occasion):
 def occasion_of(designer: Designer, images, keys, judge):
     features = designer.features(images)
     outputs = designer.outputs(features)
-    return Occasion(designer, images, keys, features, outputs, judge)
+    policy = designer.policy_of(images, outputs)
+    return Occasion(designer, images, keys, features, outputs, policy, judge)
 
 
 def test_crops_move_along_a_smooth_function_of_their_boxes(make_designer, images, keys):

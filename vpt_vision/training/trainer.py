@@ -249,6 +249,7 @@ class Trainer:
             designer=self.designer,
             renderer=self.renderer,
             feedback=feedback,
+            learner_optimiser=self.optimiser.adamw,
             bf16=config.precision == "bf16",
         )
 

@@ -5,7 +5,9 @@ from vpt_vision.value.exact import exact_value
 from vpt_vision.value.finite_difference import finite_difference_value
 from vpt_vision.value.pathwise import opened
 from vpt_vision.value.population import population
+from vpt_vision.value.preconditioner import adamw_step
 from vpt_vision.value.scale import RunningScale
+from vpt_vision.value.score import score
 from vpt_vision.value.setting import Setting
 from vpt_vision.value.step import ValueConfig, ValueStep
 
@@ -17,8 +19,10 @@ __all__ = [
     "Setting",
     "ValueConfig",
     "ValueStep",
+    "adamw_step",
     "exact_value",
     "finite_difference_value",
     "opened",
     "population",
+    "score",
 ]

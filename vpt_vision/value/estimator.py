@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from pydantic import Field
 from torch import Tensor
 
 from vpt_kernels import PackedImages
-from vpt_vision.designers import Designer, Surface
+from vpt_vision.designers import Designer, Policy, Surface
 from vpt_vision.errors import UserError
 from vpt_vision.schema import Config
 from vpt_vision.task import Keys, Task
 
 Derivative = Literal["finite_difference", "exact"]
-Search = Literal["population"]
+Search = Literal["population", "score"]
 
 
 class Plan(NamedTuple):
@@ -33,6 +33,7 @@ class EstimatorsConfig(Config):
     finite_difference: the derivative of value by two ordinary passes through the last blocks.
     exact: the same derivative by double backward; slow, the check on it.
     population: values of antithetic candidates, forward passes only; for what has no derivative.
+    score: values of several draws times the derivative of their log density; unbiased and noisy.
     """
 
     crops: Derivative | Search = Field("population", description="boxes: their area, aspect and position")
@@ -47,8 +48,14 @@ class EstimatorsConfig(Config):
         """Sort `surfaces` by the estimator that each has.
 
         Raises:
-            UserError: value would have to be measured in two ways.
+            UserError: an estimator cannot find its surface's gradient, or value would have to be measured in
+                two ways.
         """
+        if "targets" in surfaces and self.targets == "score":
+            raise UserError(
+                "value.estimators.targets is score, and targets are not drawn: they have no density. Choose "
+                "finite_difference, exact or population."
+            )
         chosen: dict[Surface, str] = {surface: getattr(self, surface) for surface in sorted(surfaces)}
         derivatives = {name for name in chosen.values() if name in ("finite_difference", "exact")}
         if len(derivatives) > 1:
@@ -58,8 +65,9 @@ class EstimatorsConfig(Config):
             )
         followed = frozenset(surface for surface, name in chosen.items() if name in derivatives)
         searched: dict[Search, frozenset[Surface]] = {}
-        if found := frozenset(surface for surface, name in chosen.items() if name == "population"):
-            searched["population"] = found
+        for search in get_args(Search):
+            if found := frozenset(surface for surface, name in chosen.items() if name == search):
+                searched[search] = found
         return Plan((derivatives or {self.refined}) == {"exact"}, followed, searched)
 
 
@@ -75,6 +83,7 @@ class Occasion:
     keys: Keys
     features: dict[str, Tensor]  # what each head of the designer reads, [B, D] or [B, D, R, C]
     outputs: dict[str, Tensor]  # what it says, [B, C] or [B, C, R, C']
+    policy: Policy  # of these outputs
     judge: Callable[[Task], Tensor]  # from a task for `images` to its objective, a scalar
 
 

@@ -15,6 +15,7 @@ from vpt_kernels import PackedImages
 from vpt_vision.collectives import all_reduce_mean
 from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
 from vpt_vision.designers.ascent import ascend
+from vpt_vision.errors import UserError
 from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluating, random_direction
 from vpt_vision.learner import Learner
 from vpt_vision.schema import Config
@@ -24,7 +25,9 @@ from vpt_vision.value.exact import exact_value
 from vpt_vision.value.finite_difference import finite_difference_value
 from vpt_vision.value.pathwise import opened
 from vpt_vision.value.population import population
+from vpt_vision.value.preconditioner import adamw_step
 from vpt_vision.value.scale import RunningScale
+from vpt_vision.value.score import score
 from vpt_vision.value.setting import Setting
 
 
@@ -58,6 +61,12 @@ class ValueConfig(Config):
     sigma: float = Field(
         0.25, gt=0, description="population search: root mean square of what is added to a head's outputs"
     )
+    draws: int = Field(4, ge=2, description="score function: batches of tasks drawn from the policy")
+    preconditioner: Literal["identity", "adamw"] = Field(
+        "identity",
+        description="identity: value of a plain gradient step, as published; adamw: of the step that the "
+        "learner's AdamW makes of it",
+    )
     normalise: Literal["running", "none"] = Field(
         "running",
         description="running: each loss term's value is divided by its running size; none: as published",
@@ -67,6 +76,8 @@ class ValueConfig(Config):
 
 def build_search(name: Search, config: ValueConfig) -> Estimator:
     """Build the estimator of that name with its settings."""
+    if name == "score":
+        return partial(score, draws=config.draws)
     return partial(population, pairs=config.pairs, sigma=config.sigma)
 
 
@@ -94,9 +105,16 @@ class ValueStep:
         designer: Designer,
         renderer: Renderer,
         feedback: Feedback,
+        learner_optimiser: torch.optim.AdamW | None = None,
         bf16: bool = False,
     ) -> None:
+        if config.preconditioner == "adamw" and learner_optimiser is None:
+            raise UserError(
+                "value.preconditioner is adamw: give the value step the learner's optimiser, or set it to "
+                "identity."
+            )
         self.config = config
+        self.learner_optimiser = learner_optimiser
         self.bf16 = bf16
         self.learner = learner
         self.designer = designer
@@ -126,8 +144,8 @@ class ValueStep:
             temperature: the teacher's.
 
         Returns:
-            Scalars on the device, kept as `latest`: `value` = ⟨u, ∇L_pre⟩ and `value/TERM` of each unweighted
-            term; `objective` without KL and penalties; `kl/SURFACE` in nats, mean over images;
+            Scalars on the device, kept as `latest`: `value` = ⟨P u, ∇L_pre⟩ and `value/TERM` of each
+            unweighted term; `objective` without KL and penalties; `kl/SURFACE` in nats, mean over images;
             `penalty/NAME`; what `FeedbackGradient.update` and `Policy.describe` (under `policy/`) report; and
             where the designer was improved `designer_gradient_norm` and `designer_skipped` (1 or 0).
         """
@@ -146,9 +164,7 @@ class ValueStep:
             )
             with setting.autocast():
                 report = self.feedback_gradient.update(learner.student.backbone, keys)
-            u = self.feedback_gradient.u
-            if self.config.direction == "random":
-                u = random_direction(u, keys)
+            u = self._direction(keys)
             optimiser = self.optimiser if keys.step >= self.config.burn_in else None
             with torch.set_grad_enabled(optimiser is not None):
                 features = self.designer.features(images)
@@ -169,6 +185,7 @@ class ValueStep:
                     keys=keys,
                     features=features,
                     outputs=outputs,
+                    policy=policy,
                     judge=lambda task: self._objective(
                         self._values(setting, self._refine(setting, task, keys), u)
                     ),
@@ -179,6 +196,16 @@ class ValueStep:
                 report |= ascend(self.designer, optimiser, self._objective(values) + searched - price)
         self.latest = report
         return report
+
+    def _direction(self, keys: Keys) -> Direction:
+        """P u: u, or the control in its place, as the learner's steps see it."""
+        u = self.feedback_gradient.u
+        if self.config.direction == "random":
+            u = random_direction(u, keys)
+        if self.config.preconditioner == "identity" or self.learner_optimiser is None:
+            return u
+        tail = self.learner.student.backbone.tail_parameters(self.config.tail_blocks)
+        return adamw_step(u, tail, self.learner_optimiser)
 
     def _refine(self, setting: Setting, task: Task, keys: Keys) -> Refined:
         """Render `task` and let the designer finish it."""
