@@ -14,7 +14,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["vpt_vision", "vpt_vision.*"]), "vpt_kernels", "vpt_kernels.triton"],
     package_dir={"vpt_kernels": "kernels"},
-    package_data={"vpt_vision": ["assets/*", "py.typed"], "vpt_kernels": ["py.typed"]},
+    package_data={
+        "vpt_vision": ["assets/*", "evaluation/templates/*", "py.typed"],
+        "vpt_kernels": ["py.typed"],
+    },
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; sys_platform == 'linux'",
@@ -34,6 +37,7 @@ setup(
         "scikit-learn",
         "tensorboard",
         "matplotlib",
+        "jinja2",
         "rich",
     ],
     extras_require={

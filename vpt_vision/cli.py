@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vpt_vision.commands.compare import add_compare
 from vpt_vision.commands.eval import add_eval
 from vpt_vision.commands.parsing import Commands, add_command, positive
 from vpt_vision.config import dump_config, load_config
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     config.set_defaults(run=_config)
 
     add_eval(commands)
+    add_compare(commands)
 
     demo = add_command(
         commands,

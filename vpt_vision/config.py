@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
@@ -29,6 +29,8 @@ from vpt_vision.value import ValueConfig
 GONE = {
     "data.source_size": "images keep their own sizes, so leave it out; fashion_scenes have a 'size' of theirs"
 }
+
+Checked = TypeVar("Checked", bound=Config)
 
 
 class RunConfig(Config):
@@ -87,14 +89,21 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         UserError: naming every problem at once: unknown keys with the nearest known one, wrong types,
             values out of bounds.
     """
+    return load_as(RunConfig, source, overrides)
+
+
+def load_as(
+    kind: type[Checked], source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Checked:
+    """Read and check the settings of any `kind` of config, as `load_config` does those of a run."""
     name = "config" if isinstance(source, Mapping) else str(source)
     settings = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:
         _apply(settings, override)
     try:
-        return RunConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise _told(error, name, RunConfig) from None
+        raise _told(error, name, kind) from None
 
 
 def load_source(source: Mapping[str, Any], overrides: Sequence[str] = ()) -> SourceConfig:

@@ -164,6 +164,15 @@ def test_equal_arms_differ_by_nothing():
     assert not result.shows and result.p == 1
 
 
+def test_seeds_that_tie_have_an_interval_all_the_same():
+    """Each of two seeds loses another image: equal accuracies, and no certainty."""
+    differences = np.zeros((2, 80))
+    differences[0, 3] = differences[1, 50] = -1
+    mean, low, high = t_interval(differences)
+    assert mean == -1 / 80
+    assert low < -0.02 and high > 0
+
+
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_two_or_three_seeds_show_nothing(seeds):
     """So few can hardly be resampled without drawing one seed alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,9 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 4000
+LEAST_SEEDS = 4  # that can be resampled
 EXACT_UP_TO = 16  # seeds whose 2^S sign patterns are all tried; beyond, as many are drawn
+_TIED = 1e-12  # of the other mean squares: rounding of seeds whose means are equal
 _NO_ERROR = 1e-9  # of the whole's standard error: rounding of a resample that has none
 _CELLS_AT_ONCE = 4_000_000  # numbers of a resample held in memory at a time
 
@@ -44,9 +47,19 @@ class Layout(NamedTuple):
     rest: Floats  # of what neither explains
 
     def variance(self, cells: int) -> Floats:
-        """Of the mean: from seeds, s²/S as if there were no images, and from images what exceeds the rest."""
-        variance: Floats = (self.seeds + np.maximum(self.images - self.rest, 0)) / cells
+        """Of the mean: from seeds, s²/S as if there were no images, and from images what exceeds the rest.
+
+        Seeds whose means tie, as accuracies may, have what the rest tells instead of no deviation at all.
+        """
+        of_seeds = np.where(self.tied, self.rest, self.seeds)
+        variance: Floats = (of_seeds + np.maximum(self.images - self.rest, 0)) / cells
         return variance
+
+    @property
+    def tied(self) -> NDArray[np.bool_]:
+        """Whether all seeds have one mean, to rounding."""
+        tied: NDArray[np.bool_] = self.seeds <= _TIED * (self.rest + self.images)
+        return tied
 
 
 def paired_difference(differences: Floats) -> PairedDifference:
@@ -89,10 +102,13 @@ def bootstrap_interval(differences: Floats) -> Interval:
     """Mean of [S, N] with its studentised bootstrap interval (Efron & Tibshirani 1993, section 12.5).
 
     Seeds and images are resampled, both at once (Owen 2007), and each resample's mean is divided by its
-    own standard error. One that drew a single seed has none and lies infinitely far away: with 2 or 3 seeds
-    there are so many of those that the interval has no ends. The draws are the same at every call.
+    own standard error. One that drew a single seed may have none and lies infinitely far away then. Of 2 or
+    3 seeds too many resamples draw a single one: the interval has no ends. The draws are the same at
+    every call.
     """
     seeds, images = differences.shape
+    if seeds < LEAST_SEEDS:
+        return Interval(float(differences.mean()), -math.inf, math.inf)
     generator = np.random.default_rng(0)
     whole = _layout(differences, np.ones((1, seeds)), np.ones((1, images)))
     mean, error = float(whole.mean[0]), float(whole.variance(differences.size)[0]) ** 0.5
@@ -159,6 +175,8 @@ def _layout(differences: Floats, seed_counts: Floats, image_counts: Floats) -> L
 def _degrees(layout: Layout, seeds: int, images: int) -> float:
     """Satterthwaite's degrees of freedom of `Layout.variance`; never fewer than the seeds'."""
     parts = [(float(layout.seeds[0]), seeds - 1)]
+    if layout.tied[0]:
+        parts = [(float(layout.rest[0]), (seeds - 1) * (images - 1))]
     if layout.images[0] > layout.rest[0]:
         parts += [
             (float(layout.images[0]), images - 1),
