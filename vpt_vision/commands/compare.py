@@ -14,7 +14,7 @@ def add_compare(commands: Commands) -> None:
     command = add_command(
         commands,
         "compare",
-        "Train arms × seeds, probe them on the same images, and say what that shows; it goes on after a kill.",
+        "Train arms × seeds, probe them on the same images, say what that shows; goes on after a kill.",
         "vpt compare configs/compare_demo.yaml",
     )
     command.add_argument("spec", type=Path, help="the comparison's YAML file")

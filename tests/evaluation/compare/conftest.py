@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from vpt_vision.evaluation.compare import load_spec
 from vpt_vision.evaluation.compare.runs import Measured
 from vpt_vision.evaluation.compare.study import Row, Study
 from vpt_vision.evaluation.result import ProbeResult
+from vpt_vision.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -69,3 +71,16 @@ def study(write_spec):
         return Study(spec, rows, dict.fromkeys(("fixed", "learned"), "start"), (), None, None)
 
     return make
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """Names and steps of the runs that are trained, in order."""
+    trained, fit = [], Trainer.fit
+
+    def note(self):
+        trained.append(tuple(Path(self.config.output).parts[-3:]))
+        return fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", note)
+    return trained
