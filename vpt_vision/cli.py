@@ -16,6 +16,7 @@ from rich.console import Console
 from vpt_vision.commands.compare import add_compare
 from vpt_vision.commands.eval import add_eval
 from vpt_vision.commands.parsing import Commands, add_command, positive
+from vpt_vision.commands.value import add_value
 from vpt_vision.config import dump_config, load_config
 from vpt_vision.data.tools.check import check
 from vpt_vision.data.tools.opening import open_source
@@ -135,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_eval(commands)
     add_compare(commands)
+    add_value(commands)
 
     demo = add_command(
         commands,

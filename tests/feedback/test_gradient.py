@@ -9,10 +9,12 @@ from vpt_vision.feedback import (
     Examples,
     Feedback,
     FeedbackGradient,
+    PermutedLabels,
     Splits,
     WeightedTask,
     all_features,
     cosine,
+    gradients_over,
 )
 from vpt_vision.logistic import fit_logistic
 
@@ -280,3 +282,26 @@ def test_u_is_the_gradient_of_the_best_heads_loss(make_gradient, backbone, examp
                 parameter += 3e-4 * move[name]
         predicted = sum((gradient.u[name] * move[name]).sum() for name in tail).item()
         assert (losses[0] - losses[1]) / 6e-4 == pytest.approx(predicted, rel=0.05, abs=2e-3)
+
+
+def test_gradients_over_many_examples_are_those_of_one_pass(make_feedback, backbone, fit, monkeypatch):
+    """In chunks, for several labellings of the same images at once, and in any parameters."""
+    monkeypatch.setattr("vpt_vision.feedback.gradient.CHUNK", 7)
+    tasks = [
+        make_feedback(features="cls+mean_patch"),
+        *(PermutedLabels(make_feedback(), seed) for seed in (1, 2)),
+    ]
+    for task in tasks:
+        fit(task, backbone)
+    index = torch.arange(3, 33)
+    parameters = dict(backbone.vit.named_parameters())
+    found = gradients_over(tasks, backbone, "meta", index, parameters)
+    reference = copy.deepcopy(backbone).eval()
+    for task, (loss, gradient) in zip(tasks, found, strict=True):
+        reference.zero_grad()
+        expected = task.loss(reference(task.images("meta", index, torch.device("cpu"))), "meta", index)
+        expected.backward()
+        torch.testing.assert_close(loss, expected.detach())
+        for name, parameter in reference.vit.named_parameters():
+            torch.testing.assert_close(gradient[name], parameter.grad, atol=1e-5, rtol=1e-3)
+    assert all(parameter.grad is None for parameter in backbone.parameters())

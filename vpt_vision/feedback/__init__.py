@@ -11,6 +11,7 @@ from vpt_vision.feedback.gradient import (
     all_features,
     cosine,
     feedback_gradient,
+    gradients_over,
     inner,
     whole_loss,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "cosine",
     "evaluating",
     "feedback_gradient",
+    "gradients_over",
     "inner",
     "random_direction",
     "split_examples",

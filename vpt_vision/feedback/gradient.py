@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,53 @@ def feedback_gradient(
             loss = task.loss(backbone.tail(tail_input), split, index)
         gradient = torch.autograd.grad(loss, list(parameters.values()))
     return LossAndGradient(loss.detach(), dict(zip(parameters, gradient, strict=True)))
+
+
+def gradients_over(
+    tasks: Sequence[FeedbackTask],
+    backbone: Backbone,
+    split: Split,
+    index: Tensor,
+    parameters: Mapping[str, Tensor],
+) -> list[LossAndGradient]:
+    """L_down of many examples `index`, and its gradient in `parameters`, for tasks on the same images.
+
+    The backbone, in eval mode, sees a chunk of images at a time, and each chunk's graph serves all tasks: the
+    slopes of every loss in the features are taken first, over all examples at once.
+
+    Args:
+        tasks: the images are the first one's; the labels each one's own, such as permuted ones.
+        backbone: no `.grad` of it is written.
+        split: of the examples.
+        index: int64 [n], on the CPU.
+        parameters: of the backbone, by name.
+    """
+    device, names = backbone.mask_token.device, list(parameters)
+    chunks = torch.split(index, CHUNK)
+    with evaluating(backbone):
+        with torch.no_grad():
+            parts = [backbone(tasks[0].images(split, chunk, device), None) for chunk in chunks]
+        features = Features(*(torch.cat(part).requires_grad_() for part in zip(*parts, strict=True)))
+        with torch.enable_grad():
+            losses = [task.loss(features, split, index) for task in tasks]
+        slopes = [torch.autograd.grad(loss, list(features), allow_unused=True) for loss in losses]
+        totals = [{name: torch.zeros_like(parameters[name]) for name in names} for _ in tasks]
+        for number, chunk in enumerate(chunks):
+            with torch.enable_grad():
+                outputs = backbone(tasks[0].images(split, chunk, device), None)
+            for total, slope in zip(totals, slopes, strict=True):
+                read = [pair for pair in zip(outputs, slope, strict=True) if pair[1] is not None]
+                gradient = torch.autograd.grad(
+                    [output for output, _ in read],
+                    [parameters[name] for name in names],
+                    [torch.split(part, CHUNK)[number] for _, part in read],
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                for name, part in zip(names, gradient, strict=True):
+                    total[name] += part
+    return [LossAndGradient(loss.detach(), total) for loss, total in zip(losses, totals, strict=True)]
 
 
 class _Average:

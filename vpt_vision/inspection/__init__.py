@@ -1,0 +1,1 @@
+"""Inspection: what value says of tasks, held against what really comes of them."""

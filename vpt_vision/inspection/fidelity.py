@@ -1,0 +1,233 @@
+"""`vpt value probe`: real steps under many tasks, and how well value foretold what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpt_vision.data import Batch
+from vpt_vision.designers import Designer, FixedDesigner, LearnedDesigner, LearnedDesignerConfig
+from vpt_vision.errors import UserError
+from vpt_vision.feedback import Direction, FeedbackTask, PermutedLabels, Split, all_features, gradients_over
+from vpt_vision.inspection.branch import Branch
+from vpt_vision.inspection.spread import Spread
+from vpt_vision.value.correlation import Correlation, Numbers, pearson, spearman
+from vpt_vision.value.fidelity import Downstream, Losses, adamw_scales, predicted_change
+
+Optimiser = Literal["AdamW", "SGD"]
+Moved = Literal["θ_S", "all"]
+
+
+class Reading(NamedTuple):
+    """What is compared: whose prediction, over which parameters, and what was moved."""
+
+    optimiser: Optimiser
+    moved: Moved  # parameters of the backbone that the realised step moves
+    predicted_over: Moved  # those that the prediction counts
+    u: str  # "fresh", "the run's" or "permuted labels"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Predicted and realised change of one task's L_down over every sampled task."""
+
+    task: str
+    reading: Reading
+    predicted: Numbers  # [K]
+    realised: dict[Split, Numbers]  # [K] each
+
+    def pearson(self, split: Split = "meta") -> Correlation:
+        """Pearson's correlation of predicted and realised change on a split."""
+        return pearson(self.predicted, self.realised[split])
+
+    def spearman(self, split: Split = "meta") -> Correlation:
+        """Spearman's correlation of predicted and realised change on a split."""
+        return spearman(self.predicted, self.realised[split])
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What the sampled tasks showed."""
+
+    step: int  # of the run
+    learning_rate: float
+    tail_blocks: int
+    tasks: list[str]  # feedback tasks
+    series: list[Series]
+
+    def of(self, task: str, reading: Reading) -> Series:
+        """The series of one feedback task read in one way."""
+        return next(series for series in self.series if (series.task, series.reading) == (task, reading))
+
+
+# In the order of the table. The first is the one that value speaks of: the step that AdamW takes on the
+# parameters that u is taken in.
+HEADLINE = Reading("AdamW", "θ_S", "θ_S", "fresh")
+WHOLE = Reading("AdamW", "all", "all", "fresh")
+READINGS = (
+    HEADLINE,
+    WHOLE,
+    Reading("AdamW", "all", "θ_S", "fresh"),
+    Reading("SGD", "θ_S", "θ_S", "fresh"),
+    Reading("SGD", "all", "all", "fresh"),
+    Reading("SGD", "all", "θ_S", "fresh"),
+)
+RUNS_OWN = Reading("AdamW", "θ_S", "θ_S", "the run's")
+PERMUTED = Reading("AdamW", "θ_S", "θ_S", "permuted labels")
+
+
+def measure_fidelity(
+    branch: Branch,
+    *,
+    count: int,
+    spread: float,
+    examples: int,
+    permutations: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Fidelity:
+    """Take `count` real steps from where `branch` stands, each under a policy and on a batch of its own.
+
+    Heads are fitted once, before, and stay: a prediction and what it is held against are of the same loss on
+    the same examples. u is its gradient on all of them.
+
+    Args:
+        branch: left as it is, but for its heads.
+        count: sampled tasks, at least 3.
+        spread: root mean square of what is added to the designer's outputs to sample a policy.
+        examples: the most of each split that losses are taken over.
+        permutations: permuted-label u's, a control.
+        progress: told how many steps are done.
+    """
+    if branch.step == 0:
+        raise UserError(
+            "AdamW has no moments before the first step: probe a checkpoint of a run that has begun."
+        )
+    backbone, tail_blocks = branch.backbone, branch.config.value.tail_blocks
+    tail = list(backbone.tail_parameters(tail_blocks))
+    parameters: dict[str, Tensor] = dict(backbone.vit.named_parameters())
+    tasks = {name: entry.task for name, entry in branch.feedback_gradient.feedback.tasks.items()}
+    own = branch.feedback_gradient.by_task  # before the heads are fitted anew
+    directions = {
+        name: _directions(task, branch, parameters, tail, examples, permutations)
+        for name, task in tasks.items()
+    }
+    for name, direction in own.items():
+        directions[name][RUNS_OWN.u] = [direction]
+    downstream = Downstream(tasks, backbone, tail_blocks, examples)
+    start = downstream.losses()
+    moments = branch.optimiser_state()
+    predicted: dict[tuple[str, Reading], list[list[float]]] = {}
+    realised: dict[tuple[Optimiser, Moved], list[Losses]] = {}
+    for number, batch in enumerate(branch.batches(count)):
+        designer = Spread(_base(branch), spread, branch.config.seed, number)
+        taken = _step(branch, batch, designer, moments, parameters, tail, downstream)
+        for way, losses in taken.losses.items():
+            realised.setdefault(way, []).append({key: losses[key] - start[key] for key in losses})
+        for name in tasks:
+            for reading in (*READINGS, *([RUNS_OWN] if own else []), *([PERMUTED] if permutations else [])):
+                over = parameters if reading.predicted_over == "all" else tail
+                predicted.setdefault((name, reading), []).append(
+                    [
+                        predicted_change(
+                            {key: u[key] for key in over}, taken.scales[reading.optimiser], taken.gradient
+                        )
+                        for u in directions[name][reading.u]
+                    ]
+                )
+        progress(number + 1)
+
+    series = []
+    for (name, reading), foretold in predicted.items():
+        changes = realised[reading.optimiser, reading.moved]
+        watched: dict[Split, Numbers] = {
+            split: np.array([losses[name, split] for losses in changes]) for split in ("meta", "heldout")
+        }
+        series += [Series(name, reading, each, watched) for each in np.array(foretold).T]
+    return Fidelity(branch.step, branch.learning_rate, tail_blocks, list(tasks), series)
+
+
+def _base(branch: Branch) -> Designer:
+    """The run's designer, or a learned one at the recipe where that is fixed."""
+    if not isinstance(branch.designer, FixedDesigner):
+        return branch.designer
+    recipe = branch.config.recipe
+    surfaces = (
+        ("crops", "photometrics", "masks") if recipe.masks.kind == "random" else ("crops", "photometrics")
+    )
+    config = LearnedDesignerConfig(kind="learned", surfaces=surfaces)
+    return LearnedDesigner(config, recipe, branch.backbone.patch_size).to(branch.trainer.device)
+
+
+def _directions(
+    task: FeedbackTask,
+    branch: Branch,
+    parameters: dict[str, Tensor],
+    tail: list[str],
+    examples: int,
+    permutations: int,
+) -> dict[str, list[Direction]]:
+    """Fit one task's head, and take its u in all parameters; with permuted labels in θ_S alone."""
+    index = torch.arange(min(examples, task.count("meta")))
+    features = all_features(task, branch.backbone, "head")
+    task.fit(features)
+    (fresh,) = gradients_over([task], branch.backbone, "meta", index, parameters)
+    controls = [PermutedLabels(task, seed) for seed in range(permutations)]
+    for control in controls:
+        control.fit(features)
+    of_tail = {key: parameters[key] for key in tail}
+    permuted = gradients_over(controls, branch.backbone, "meta", index, of_tail) if controls else []
+    return {"fresh": [fresh.gradient], "permuted labels": [each.gradient for each in permuted]}
+
+
+class _Taken(NamedTuple):
+    """A step that was taken, and taken back."""
+
+    gradient: Direction  # as the optimiser got it, of the backbone's parameters
+    scales: dict[Optimiser, Direction]
+    losses: dict[tuple[Optimiser, Moved], Losses]
+
+
+def _step(
+    branch: Branch,
+    batch: Batch,
+    designer: Designer,
+    moments: Mapping[Tensor, Mapping[str, Tensor]],
+    parameters: dict[str, Tensor],
+    tail: list[str],
+    downstream: Downstream,
+) -> _Taken:
+    """Take one step of AdamW and one of SGD on the same gradient, of all parameters and of θ_S alone."""
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    adamw = branch.trainer.optimiser.adamw
+    losses: dict[tuple[Optimiser, Moved], Losses] = {}
+    with branch.undone():
+        branch.take(batch, designer)
+        gradient = {
+            name: torch.zeros_like(before[name]) if parameter.grad is None else parameter.grad.clone()
+            for name, parameter in parameters.items()
+        }
+        scales: dict[Optimiser, Direction] = {
+            "AdamW": adamw_scales(adamw, moments, parameters),
+            "SGD": {
+                name: torch.full_like(before[name], rate) for name, rate in _rates(adamw, parameters).items()
+            },
+        }
+        losses["AdamW", "all"] = downstream.losses()
+        losses["AdamW", "θ_S"] = downstream.losses_with({name: parameters[name].detach() for name in tail})
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name] - scales["SGD"][name] * gradient[name])
+        losses["SGD", "all"] = downstream.losses()
+        losses["SGD", "θ_S"] = downstream.losses_with({name: parameters[name].detach() for name in tail})
+    return _Taken(gradient, scales, losses)
+
+
+def _rates(adamw: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Learning rate of each parameter at the step just taken."""
+    rate_of = {parameter: group["lr"] for group in adamw.param_groups for parameter in group["params"]}
+    return {name: rate_of[parameter] for name, parameter in parameters.items()}
