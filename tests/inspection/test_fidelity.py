@@ -28,8 +28,9 @@ def test_small_steps_do_what_was_predicted(tiny_steps, task, moved):
     """SGD's change is -⟨P u, g⟩ itself; AdamW's differs from it by what momentum does to every step alike."""
     sgd = tiny_steps.of(task, Reading("SGD", moved, moved, "fresh"))
     assert np.abs(sgd.predicted).max() > 0
+    rounding = 6e-7  # of a loss about 1 in fp32
     np.testing.assert_allclose(
-        sgd.realised["meta"], sgd.predicted, atol=0.02 * np.abs(sgd.predicted).max() + 2e-7
+        sgd.realised["meta"], sgd.predicted, atol=0.05 * np.abs(sgd.predicted).max() + rounding
     )
     adamw = tiny_steps.of(task, Reading("AdamW", moved, moved, "fresh"))
     gap = adamw.realised["meta"] - adamw.predicted
@@ -117,7 +118,7 @@ def test_the_command(run, tmp_path, capsys):
         assert told[figure].keys() == {"classes", "layers"}
         assert all(-1 <= value <= 1 for value in told[figure].values())
     assert told["learning_rate"] == 1e-3 and told["tasks_sampled"] == 4
-    assert any("AdamW, θ_S moved" in line for line in table)
+    assert any("AdamW, θ_S" in line for line in table)
     with Image.open(picture) as image:
         assert min(image.size) > 600
     assert main([*command[:4], "2"]) == 2

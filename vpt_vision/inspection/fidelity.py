@@ -104,9 +104,7 @@ def measure_fidelity(
         progress: told how many steps are done.
     """
     if branch.step == 0:
-        raise UserError(
-            "AdamW has no moments before the first step: probe a checkpoint of a run that has begun."
-        )
+        raise UserError("AdamW has no moments before the first step: probe a run that has begun.")
     backbone, tail_blocks = branch.backbone, branch.config.value.tail_blocks
     tail = list(backbone.tail_parameters(tail_blocks))
     parameters: dict[str, Tensor] = dict(backbone.vit.named_parameters())
