@@ -35,7 +35,17 @@ def fails(capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        *([], ["train"], ["config"], ["eval"], ["eval", "knn"], ["eval", "few-shot"], ["demo"]),
+        *(
+            [],
+            ["train"],
+            ["config"],
+            ["eval"],
+            ["eval", "knn"],
+            ["eval", "few-shot"],
+            ["value"],
+            ["value", "probe"],
+            ["demo"],
+        ),
         *(["data"], ["data", "shard"], ["data", "check"], ["data", "show"]),
     ],
 )

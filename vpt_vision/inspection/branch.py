@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vpt_vision.config import RunConfig, load_config
@@ -96,14 +95,6 @@ class Branch:
             adamw.load_state_dict(optimiser)
             adamw.zero_grad(set_to_none=True)
             self.trainer.steps_done = step
-
-    def optimiser_state(self) -> dict[Tensor, dict[str, Tensor]]:
-        """Copy AdamW's moments, by parameter."""
-        state = self.trainer.optimiser.adamw.state
-        return {
-            parameter: {name: torch.as_tensor(value).clone() for name, value in of_it.items()}
-            for parameter, of_it in state.items()
-        }
 
 
 def branch_of(run: Path, overrides: Sequence[str] = (), *, learning_rate: float | None = None) -> Branch:

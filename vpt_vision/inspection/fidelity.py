@@ -8,16 +8,25 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from vpt_vision.data import Batch
 from vpt_vision.designers import Designer, FixedDesigner, LearnedDesigner, LearnedDesignerConfig
 from vpt_vision.errors import UserError
-from vpt_vision.feedback import Direction, FeedbackTask, PermutedLabels, Split, all_features, gradients_over
+from vpt_vision.feedback import (
+    Direction,
+    FeedbackTask,
+    PermutedLabels,
+    Split,
+    all_features,
+    gradients_over,
+    inner,
+)
 from vpt_vision.inspection.branch import Branch
 from vpt_vision.inspection.spread import Spread
 from vpt_vision.value.correlation import Correlation, Numbers, pearson, spearman
-from vpt_vision.value.fidelity import Downstream, Losses, adamw_scales, predicted_change
+from vpt_vision.value.fidelity import Downstream, Losses, first_share
+from vpt_vision.value.preconditioner import adamw_step
 
 Optimiser = Literal["AdamW", "SGD"]
 Moved = Literal["θ_S", "all"]
@@ -107,7 +116,7 @@ def measure_fidelity(
         raise UserError("AdamW has no moments before the first step: probe a run that has begun.")
     backbone, tail_blocks = branch.backbone, branch.config.value.tail_blocks
     tail = list(backbone.tail_parameters(tail_blocks))
-    parameters: dict[str, Tensor] = dict(backbone.vit.named_parameters())
+    parameters = dict(backbone.vit.named_parameters())
     tasks = {name: entry.task for name, entry in branch.feedback_gradient.feedback.tasks.items()}
     own = branch.feedback_gradient.by_task  # before the heads are fitted anew
     directions = {
@@ -118,12 +127,15 @@ def measure_fidelity(
         directions[name][RUNS_OWN.u] = [direction]
     downstream = Downstream(tasks, backbone, tail_blocks, examples)
     start = downstream.losses()
-    moments = branch.optimiser_state()
+    moved_along = {
+        name: {u: [_moved_along(each, branch, parameters) for each in found] for u, found in of_it.items()}
+        for name, of_it in directions.items()
+    }
     predicted: dict[tuple[str, Reading], list[list[float]]] = {}
     realised: dict[tuple[Optimiser, Moved], list[Losses]] = {}
     for number, batch in enumerate(branch.batches(count)):
         designer = Spread(_base(branch), spread, branch.config.seed, number)
-        taken = _step(branch, batch, designer, moments, parameters, tail, downstream)
+        taken = _step(branch, batch, designer, parameters, tail, downstream)
         for way, losses in taken.losses.items():
             realised.setdefault(way, []).append({key: losses[key] - start[key] for key in losses})
         for name in tasks:
@@ -131,10 +143,8 @@ def measure_fidelity(
                 over = parameters if reading.predicted_over == "all" else tail
                 predicted.setdefault((name, reading), []).append(
                     [
-                        predicted_change(
-                            {key: u[key] for key in over}, taken.scales[reading.optimiser], taken.gradient
-                        )
-                        for u in directions[name][reading.u]
+                        -float(inner({key: along[reading.optimiser][key] for key in over}, taken.gradient))
+                        for along in moved_along[name][reading.u]
                     ]
                 )
         progress(number + 1)
@@ -164,7 +174,7 @@ def _base(branch: Branch) -> Designer:
 def _directions(
     task: FeedbackTask,
     branch: Branch,
-    parameters: dict[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
     tail: list[str],
     examples: int,
     permutations: int,
@@ -182,11 +192,23 @@ def _directions(
     return {"fresh": [fresh.gradient], "permuted labels": [each.gradient for each in permuted]}
 
 
+def _moved_along(
+    u: Direction, branch: Branch, parameters: Mapping[str, nn.Parameter]
+) -> dict[Optimiser, Direction]:
+    """Lr P u of the next step, by each optimiser: its product with the gradient is the fall of L_down."""
+    adamw, rate = branch.trainer.optimiser.adamw, branch.learning_rate
+    scale_of = {id(p): group["lr_scale"] for group in adamw.param_groups for p in group["params"]}
+    whole, share = adamw_step(u, parameters, adamw), first_share(adamw)
+    return {
+        "AdamW": {name: rate * share * value for name, value in whole.items()},
+        "SGD": {name: rate * scale_of[id(parameters[name])] * value for name, value in u.items()},
+    }
+
+
 class _Taken(NamedTuple):
     """A step that was taken, and taken back."""
 
     gradient: Direction  # as the optimiser got it, of the backbone's parameters
-    scales: dict[Optimiser, Direction]
     losses: dict[tuple[Optimiser, Moved], Losses]
 
 
@@ -194,38 +216,30 @@ def _step(
     branch: Branch,
     batch: Batch,
     designer: Designer,
-    moments: Mapping[Tensor, Mapping[str, Tensor]],
-    parameters: dict[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
     tail: list[str],
     downstream: Downstream,
 ) -> _Taken:
     """Take one step of AdamW and one of SGD on the same gradient, of all parameters and of θ_S alone."""
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    adamw = branch.trainer.optimiser.adamw
     losses: dict[tuple[Optimiser, Moved], Losses] = {}
+
+    def look(optimiser: Optimiser) -> None:
+        losses[optimiser, "all"] = downstream.losses()
+        losses[optimiser, "θ_S"] = downstream.losses_with({name: parameters[name].detach() for name in tail})
+
     with branch.undone():
         branch.take(batch, designer)
+        look("AdamW")
         gradient = {
-            name: torch.zeros_like(before[name]) if parameter.grad is None else parameter.grad.clone()
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
             for name, parameter in parameters.items()
         }
-        scales: dict[Optimiser, Direction] = {
-            "AdamW": adamw_scales(adamw, moments, parameters),
-            "SGD": {
-                name: torch.full_like(before[name], rate) for name, rate in _rates(adamw, parameters).items()
-            },
-        }
-        losses["AdamW", "all"] = downstream.losses()
-        losses["AdamW", "θ_S"] = downstream.losses_with({name: parameters[name].detach() for name in tail})
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(before[name] - scales["SGD"][name] * gradient[name])
-        losses["SGD", "all"] = downstream.losses()
-        losses["SGD", "θ_S"] = downstream.losses_with({name: parameters[name].detach() for name in tail})
-    return _Taken(gradient, scales, losses)
-
-
-def _rates(adamw: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Learning rate of each parameter at the step just taken."""
-    rate_of = {parameter: group["lr"] for group in adamw.param_groups for parameter in group["params"]}
-    return {name: rate_of[parameter] for name, parameter in parameters.items()}
+            for group in branch.trainer.optimiser.adamw.param_groups:
+                rate_of = {id(parameter): group["lr"] for parameter in group["params"]}
+                for name, parameter in parameters.items():
+                    if id(parameter) in rate_of:
+                        parameter.copy_(before[name] - rate_of[id(parameter)] * gradient[name])
+        look("SGD")
+    return _Taken(gradient, losses)

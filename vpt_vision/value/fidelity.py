@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vpt_vision.feedback import Direction, FeedbackTask, Split, evaluating, inner
+from vpt_vision.feedback import FeedbackTask, Split, evaluating
 from vpt_vision.learner.backbone import Backbone, Features, TailInput
 
 CHUNK = 256  # images per forward pass
@@ -91,35 +91,12 @@ def _joined(chunks: list[Features]) -> Features:
     return Features(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
-def adamw_scales(
-    optimiser: torch.optim.AdamW,
-    state: Mapping[Tensor, Mapping[str, Tensor]],
-    parameters: Mapping[str, Tensor],
-) -> Direction:
-    """How far AdamW's next step moves each parameter per unit of its gradient: P, as positive numbers.
+def first_share(optimiser: torch.optim.AdamW) -> float:
+    """Share of a gradient's whole effect that AdamW's next step has of it: (1 - β1) / (1 - β1^t) at step t.
 
-    lr (1 - β1) / (1 - β1^t) / (√v̂ + ε) at step t with v̂ of the gradients before it: what the gradient itself
-    adds to v̂ is of second order. Weight decay and the momentum of past gradients move the parameters too, by
-    the same whatever the task.
-
-    Args:
-        optimiser: whose groups hold the learning rates of that step.
-        state: the optimiser's state before that step; a parameter without any has not been trained yet.
-        parameters: by name, those of interest.
+    The rest comes in later steps, through the first moment; `preconditioner.adamw_step` counts all of it. All
+    parameters that have been moved are taken to have been moved equally often. Waits for the device.
     """
-    group_of = {parameter: group for group in optimiser.param_groups for parameter in group["params"]}
-    scales = {}
-    for name, parameter in parameters.items():
-        group, past = group_of[parameter], state.get(parameter)
-        if past is None:
-            scales[name] = torch.zeros_like(parameter)
-            continue
-        (beta1, beta2), t = group["betas"], past["step"] + 1
-        deviation = (past["exp_avg_sq"] / (1 - beta2 ** past["step"])).sqrt()
-        scales[name] = group["lr"] * (1 - beta1) / (1 - beta1**t) / (deviation + group["eps"])
-    return scales
-
-
-def predicted_change(u: Direction, scales: Direction, gradient: Direction) -> float:
-    """-⟨P u, g⟩ over u's tensors, P the diagonal `scales`: the first-order change of L_down."""
-    return -float(inner(u, {name: scales[name] * gradient[name] for name in u}))
+    beta1 = optimiser.param_groups[0]["betas"][0]
+    past = max((float(state["step"]) for state in optimiser.state.values()), default=0.0)
+    return float((1 - beta1) / (1 - beta1 ** (past + 1)))
