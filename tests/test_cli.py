@@ -109,6 +109,18 @@ def test_every_probe_of_classes_by_name(config_file, capsys, caplog):
     assert caplog.records[-1].message.endswith("images a second")
 
 
+def test_probes_of_pixels(config_file, capsys):
+    base = ["vit_tiny_patch16_224", "--weights", "none", "--config", config_file, "--json"]
+    for probe, figure in {"segmentation": "miou", "depth": "rmse"}.items():
+        small = [f"evaluation.{probe}.{key}" for key in ("image_size=32", "epochs=1", "batch_size=64")]
+        assert main(["eval", probe, *base, *small]) == 0
+        told, last = capsys.readouterr().out.splitlines()
+        result = json.loads(last)
+        assert result[figure] > 0
+        assert result["results"][0]["test_images"] == 60
+        assert result["results"][0]["probe"] in told
+
+
 def test_any_timm_model_is_probed(config_file, capsys):
     command = ["eval", "logistic", "resnet10t", "--weights", "none", "--config", config_file, "--json"]
     assert main([*command, "evaluation.image_size=32"]) == 0

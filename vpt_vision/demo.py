@@ -13,14 +13,14 @@ from rich.console import Console
 from vpt_kernels import PackedImages
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.data import Sample, Source, UnreadableSample, build_source
-from vpt_vision.designers import build_designer
+from vpt_vision.designers import Refined, build_designer
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.pictures import crops_and_masks, curves, patch_pca
 from vpt_vision.evaluation.probes import EvaluationConfig, probe
 from vpt_vision.evaluation.report import Arm, Report
 from vpt_vision.learner import Backbone
 from vpt_vision.loading import load_backbone
-from vpt_vision.task import Keys, Renderer, Task
+from vpt_vision.task import Keys, Renderer
 from vpt_vision.training.log import METRICS_FILE
 from vpt_vision.training.run_folder import BACKBONE_FILE, newest_state
 from vpt_vision.training.trainer import Trainer, resolve_device
@@ -116,18 +116,20 @@ def _draw(
     keys = Keys(config.seed, 0, torch.tensor([sample.index for sample in samples]))
     state = newest_state(folder)
     assert state is not None, "the run has ended, so it has saved"
-    tasks: dict[str, Task] = {}
+    renderer = config.renderer()
+    tasks: dict[str, Refined] = {}
     for moment in ("at the start (the fixed recipe)", f"after {config.steps} steps"):
         designer = build_designer(config.designer, config.recipe, patch_size=backbones["start"].patch_size)
         if tasks:
             designer.load_state_dict(state["designer"])
         with torch.no_grad():
-            tasks[moment] = designer(images, keys)
-    crops_and_masks(images, tasks, folder / "designer.png", interpolation=config.recipe.crops.interpolation)
+            task = designer(images, keys)
+            tasks[moment] = Refined(task, renderer(images, task))
+    crops_and_masks(images, tasks, folder / "designer.png", renderer=renderer)
     curves({name: run / METRICS_FILE for name, run in runs.items()}, folder / "curves.png")
     finer = 2 * evaluation.image_size  # twice the patches along each side
     on_cpu = {name: backbone.cpu() for name, backbone in backbones.items()}
-    patch_pca(on_cpu, images, folder / "features.png", renderer=config.renderer(), size=finer)
+    patch_pca(on_cpu, images, folder / "features.png", renderer=renderer, size=finer)
 
 
 def _readable(source: Source) -> Iterator[Sample]:

@@ -66,11 +66,22 @@ class Masks:
     index: Tensor  # [total] int64: the hidden tokens' places in hidden.flatten(), ascending
     weights: Tensor  # [total] fp32: 1 / how many tokens the same view hides, iBOT's weights
     relaxed: Tensor | None = None  # [G, B, N] fp32, equal to `hidden` in value, with the designer's gradient
+    padded: bool = False  # whether the list may end in padding: index 0, weight 0
 
     @property
     def total(self) -> int:
-        """How many tokens are hidden, known on the host without waiting for the device."""
+        """How many tokens are listed, known on the host without waiting for the device."""
         return len(self.index)
+
+    @property
+    def counted(self) -> Tensor | None:
+        """By how much each token that iBOT compares is hidden, fp32; None where all are.
+
+        It compares those listed, of which padding is 0, and with relaxed masks all of them, [G·B·N].
+        """
+        if self.relaxed is not None:
+            return self.relaxed.flatten()
+        return (self.weights > 0).float() if self.padded else None
 
     @classmethod
     def of(cls, hidden: Tensor, total: int) -> Masks:
@@ -165,13 +176,13 @@ class Renderer:
 
     def __call__(self, images: PackedImages, task: Task) -> RenderedViews:
         """Render `images` as `task` says."""
+        return RenderedViews(*(self.render(images, views) for views in (task.global_views, task.local_views)))
+
+    def render(self, images: PackedImages, views: Views) -> Tensor:
+        """Render `views` of `images` to normalised fp32 [V, B, 3, size, size]."""
         mean = torch.tensor(self.mean, device=images.device)
         std = torch.tensor(self.std, device=images.device)
-        both = (
-            views.render(images, mean=mean, std=std, interpolation=self.interpolation)
-            for views in (task.global_views, task.local_views)
-        )
-        return RenderedViews(*both)
+        return views.render(images, mean=mean, std=std, interpolation=self.interpolation)
 
     def whole(self, images: PackedImages, size: int) -> Tensor:
         """Render the largest centred square of each image, as probes and feedback see it.
@@ -182,7 +193,4 @@ class Renderer:
         heights, widths = images.heights.double(), images.widths.double()
         side = torch.minimum(heights, widths)
         boxes = torch.stack([(heights - side) / 2, (widths - side) / 2, side, side], -1).float()
-        mean = torch.tensor(self.mean, device=images.device)
-        std = torch.tensor(self.std, device=images.device)
-        views = Views.unchanged(boxes, size)
-        return views.render(images, mean=mean, std=std, interpolation=self.interpolation)[0]
+        return self.render(images, Views.unchanged(boxes, size))[0]

@@ -189,7 +189,7 @@ def tiny_masks(field: Tensor, count: int, probability: float = 1.0) -> tuple[Pol
          "masks": {"kind": "random", "ratio": [0.5, 0.5], "probability": probability}},
         8, 8, count,
     )  # fmt: skip
-    bend = MaskBend(field.expand(count, *field.shape), 0.5)
+    bend = MaskBend(field.expand(count, *field.shape), 0.5, 8)
     return replace(policy, mask_bend=bend, surfaces=frozenset({"masks"})), Keys(2, 0, torch.arange(count))
 
 
@@ -250,7 +250,7 @@ def test_the_recipe_itself() -> None:
 def test_every_image_has_its_own_and_the_gradient_reaches_the_bends(
     recipe: RecipeConfig, images: PackedImages, keys: Keys, wild: Wild
 ) -> None:
-    surfaces = ["crops", "photometrics", "masks"]
+    surfaces = ["crops", "photometrics", "masks", "mask_ratio"]
     designer = wild(recipe, surfaces, scale=0.5)
     policy = designer.policy(images)
     task = policy.sample(keys)
@@ -261,6 +261,7 @@ def test_every_image_has_its_own_and_the_gradient_reaches_the_bends(
         "crops": ["crop_shapes", "crop_fields"],
         "photometrics": ["photometrics"],
         "masks": ["masks"],
+        "mask_ratio": ["mask_ratio"],
     }.items():
         designer.zero_grad()
         log_prob[surface].sum().backward(retain_graph=True)
@@ -280,10 +281,12 @@ def test_every_image_has_its_own_and_the_gradient_reaches_the_bends(
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize("kind", ["random", "block"])
 def test_is_finite_whatever_the_weights(
-    recipe: RecipeConfig, images: PackedImages, wild: Wild, scale: float
+    recipe: RecipeConfig, images: PackedImages, wild: Wild, scale: float, kind: str
 ) -> None:
-    designer = wild(recipe, ["crops", "photometrics", "masks"], scale=scale)
+    recipe = recipe.model_copy(update={"masks": recipe.masks.model_copy(update={"kind": kind})})
+    designer = wild(recipe, ["crops", "photometrics", "masks", "mask_ratio"], scale=scale)
     for step in range(10):
         keys = Keys(0, step, torch.arange(len(images)))
         policy = designer.policy(images)

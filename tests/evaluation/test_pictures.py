@@ -9,12 +9,13 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from vpt_kernels import Photometrics
+from vpt_vision.designers import Refined
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.pictures import crops_and_masks, curves, patch_pca
 from vpt_vision.evaluation.pictures.curves import read_curve
 from vpt_vision.evaluation.pictures.patch_pca import _align, project
 from vpt_vision.evaluation.pictures.style import BLUE, ORANGE, VERMILION
-from vpt_vision.task import Masks, Renderer, Task, Views
+from vpt_vision.task import Masks, RenderedViews, Renderer, Task, Views
 
 HIDDEN = "#B4B4B4"
 
@@ -47,6 +48,16 @@ def task(images: int, *, hidden: int = 0, local_views: int = 2) -> Task:
     )
 
 
+def draw(images, tasks, path):
+    renderer = Renderer()
+    crops_and_masks(
+        images,
+        {title: Refined(of, renderer(images, of)) for title, of in tasks.items()},
+        path,
+        renderer=renderer,
+    )
+
+
 @pytest.fixture
 def images():
     return pack(torch.full((2, 3, 20, 20), 30, dtype=torch.uint8))
@@ -54,9 +65,9 @@ def images():
 
 def test_boxes_are_drawn_in_their_colours_and_hidden_patches_greyed(images, tmp_path):
     bare, crops, masks = (tmp_path / name for name in ("bare.png", "crops.png", "new/masks.png"))
-    crops_and_masks(images, {"early": task(2, local_views=0)}, bare)
-    crops_and_masks(images, {"early": task(2)}, crops)
-    crops_and_masks(images, {"early": task(2, hidden=8), "late": task(2, hidden=8)}, masks)
+    draw(images, {"early": task(2, local_views=0)}, bare)
+    draw(images, {"early": task(2)}, crops)
+    draw(images, {"early": task(2, hidden=8), "late": task(2, hidden=8)}, masks)
     legend = share(bare, ORANGE)
     assert share(crops, ORANGE) > 2 * legend
     assert share(bare, BLUE) > 0.003
@@ -67,7 +78,7 @@ def test_boxes_are_drawn_in_their_colours_and_hidden_patches_greyed(images, tmp_
 
 def test_the_hidden_patches_are_the_ones_that_are_greyed(images, tmp_path):
     """The upper half of each view is hidden, so grey stands above dark there."""
-    crops_and_masks(images[:1], {"early": task(1, hidden=8)}, tmp_path / "one.png")
+    draw(images[:1], {"early": task(1, hidden=8)}, tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as image:
         pixels = np.asarray(image.convert("L")).astype(int)
     view = pixels[:, pixels.shape[1] // 2]  # a column of pixels through global view 1
@@ -75,6 +86,19 @@ def test_the_hidden_patches_are_the_ones_that_are_greyed(images, tmp_path):
     grey = np.flatnonzero(np.abs(view - 0xB4) <= 12)
     assert len(grey) > 30 and len(dark) > 60
     assert np.median(grey) < dark.min()
+
+
+def test_views_are_drawn_as_the_student_is_shown_them(images, tmp_path):
+    """Pixels that a designer changed, not those that the task alone would give."""
+    one, renderer = task(2), Renderer()
+    views = renderer(images, one)
+    white = (1 - torch.tensor(renderer.mean)) / torch.tensor(renderer.std)
+    white = white[:, None, None].expand_as(views.global_views)
+    shown = Refined(one, RenderedViews(torch.cat([white, views.global_views]), views.local_views))
+    crops_and_masks(images, {"plain": Refined(one, views)}, tmp_path / "plain.png", renderer=renderer)
+    crops_and_masks(images, {"plain": shown}, tmp_path / "white.png", renderer=renderer)
+    plain, changed = (share(tmp_path / name, "#1E1E1E") for name in ("plain.png", "white.png"))
+    assert plain > 2.5 * changed > 0.05  # of three dark squares a row the source is left
 
 
 def write(path, rows):

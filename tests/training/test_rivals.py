@@ -1,16 +1,16 @@
 """Every designer in whole runs: some steps, a stop, and on again."""
 
-import json
 import signal
 
 import pytest
 import torch
+from logged import lines
 
 from vpt_vision.config import load_config
 from vpt_vision.errors import UserError
+from vpt_vision.evaluation.pictures import crops_and_masks
 from vpt_vision.task import Keys
 from vpt_vision.training.run_folder import newest_state
-from vpt_vision.training.step_timer import PHASES
 from vpt_vision.training.trainer import Trainer, train
 
 RIVALS = {
@@ -23,8 +23,6 @@ RIVALS = {
     "adversary": {"kind": "adversarial_masks", "masks": 2, "width": 8},
     "adversary_s": {"kind": "adversarial_masks", "masks": 2, "width": 8, "forward": "one"},
 }
-CLOCKS = {"images_per_second", "seconds_left", "training_seconds", "peak_host_memory_mb"}
-CLOCKS |= {f"seconds/{phase}" for phase in PHASES}
 
 
 @pytest.fixture
@@ -35,11 +33,6 @@ def settings(tiny_settings):
         "log": {"every": 1, "tensorboard": False},
         "checkpoint": {"every": 2},
     }
-
-
-def lines(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in CLOCKS} for record in records]
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -63,6 +56,20 @@ def test_a_run_trains_and_a_run_resumed_is_the_same(settings, tmp_path, name, mo
         patch.setattr(Trainer, "train_step", interrupted)
         assert train(settings).step == 3
     assert lines(train(settings).output) == records
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_its_tasks_can_be_drawn(settings, tmp_path, name):
+    trainer = Trainer(load_config({**settings, "designer": RIVALS[name]}))
+    batch = next(iter(trainer.loader))
+    keys = Keys(0, 0, batch.index[:2])
+    images = batch.images[:2]
+    with torch.no_grad():
+        task = trainer.designer(images, keys)
+        views = trainer.renderer(images, task)
+        refined = trainer.designer.refine(task, views, keys, trainer.learner, 0.05)
+    crops_and_masks(images, {name: refined}, tmp_path / "one.png", renderer=trainer.renderer)
+    assert (tmp_path / "one.png").stat().st_size > 10_000
 
 
 CONTROLS = {"permuted labels": "feedback.labels=permuted", "random direction": "value.direction=random"}

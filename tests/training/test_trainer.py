@@ -11,22 +11,13 @@ import pytest
 import timm
 import torch
 import yaml
+from logged import lines
 from safetensors.torch import load_file
 
 from vpt_vision import UserError, load_config, train
 from vpt_vision.loading import load_backbone
 from vpt_vision.training.run_folder import BACKBONE_FILE, newest_state
-from vpt_vision.training.step_timer import PHASES
 from vpt_vision.training.trainer import Trainer
-
-TIMINGS = {"images_per_second", "seconds_left", "training_seconds", "peak_host_memory_mb"}
-TIMINGS |= {f"seconds/{phase}" for phase in PHASES}
-
-
-def lines(output):
-    """A run's logged figures without what depends on the clock."""
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in TIMINGS} for record in records]
 
 
 def same(first, second):

@@ -85,7 +85,7 @@ def test_the_designer_rests_in_the_burn_in_and_at_learning_rate_0(make_step, ima
     assert torch.equal(start, weights(resting))
 
 
-@pytest.mark.parametrize("surfaces", [["masks"], ["crops"], ["photometrics"], ["targets"]])
+@pytest.mark.parametrize("surfaces", [["masks"], ["crops"], ["photometrics"], ["mask_ratio"], ["targets"]])
 def test_surfaces_work_alone(make_step, images, keys, surfaces):
     step = make_step(designer={"surfaces": surfaces, "kl_weight": 0.0}, pairs=2)
     start = {name: parameter.clone() for name, parameter in step.designer.named_parameters()}

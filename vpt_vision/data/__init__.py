@@ -2,6 +2,7 @@
 
 from vpt_vision.data.batch import Batch
 from vpt_vision.data.config import DataConfig, SourceConfig, build_source
+from vpt_vision.data.device import on_device
 from vpt_vision.data.folder import Folder, FolderConfig
 from vpt_vision.data.huggingface import HuggingFace, HuggingFaceConfig
 from vpt_vision.data.loader import Loader
@@ -26,4 +27,5 @@ __all__ = [
     "SourceConfig",
     "UnreadableSample",
     "build_source",
+    "on_device",
 ]

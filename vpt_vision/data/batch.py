@@ -37,6 +37,8 @@ class Batch:
     buffer: Tensor  # uint8: four rows of int64 [B] (numbers, offsets, heights, widths), then the pixels
     size: int  # B
     unreadable: list[Unreadable]  # what was skipped to fill the batch
+    seconds: float = 0.0  # that reading it took, in one process
+    host_index: Tensor | None = None  # `index`, where the buffer is on another device
 
     @classmethod
     def of(cls, samples: Sequence[Sample], unreadable: list[Unreadable]) -> Batch:
@@ -59,8 +61,14 @@ class Batch:
 
     @property
     def index(self) -> Tensor:
-        """Each image's number in the source, [B] int64."""
-        return self._rows()[0]
+        """Each image's number in the source, [B] int64, on the CPU."""
+        return self._rows()[0] if self.host_index is None else self.host_index
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its images on `device`: one copy, for which pinned memory need not wait."""
+        if self.buffer.device == device:
+            return self
+        return replace(self, buffer=self.buffer.to(device, non_blocking=True), host_index=self.index)
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned memory, as `DataLoader` asks of what it hands on."""

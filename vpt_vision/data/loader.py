@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, TypedDict
 
@@ -184,12 +186,14 @@ class _Reader:
         self.order = order
 
     def __call__(self, request: _Request, watch: Watch) -> Batch:
+        began = time.perf_counter()
         unreadable: list[Unreadable] = []
         samples = [
             self._sample(place, index, unreadable, watch)
             for place, index in enumerate(request.samples, request.place)
         ]
-        return Batch.of(samples, unreadable)
+        batch = Batch.of(samples, unreadable)
+        return replace(batch, seconds=time.perf_counter() - began)
 
     def _sample(self, place: int, index: int, unreadable: list[Unreadable], watch: Watch) -> Sample:
         for candidate in (index, *islice(self.order.substitutes(place), TRIES - 1)):

@@ -49,7 +49,8 @@ class AttentionMasksDesigner(FixedDesigner):
     ) -> Refined:
         """Replace the masks of `task`."""
         attention = learner.cls_attention(views.global_views)
-        counts = self.laws.masks.counts(keys)  # on the host: their sum must be known there
+        host = keys.samples.device  # where the sum must be known
+        counts = self.laws.mask_ratio.draw(keys, None, host).each
         low = self.config.mode == "low"
         hidden = _ranks(attention if low else -attention) < _on(attention, counts)
         if self.config.mode == "hints":

@@ -43,6 +43,7 @@ class FixedDesigner(Designer):
             global_bend=recipe,
             local_bend=recipe,
             mask_bend=None,
+            ratio_bend=None,
             target_bend=None,
             heights=images.heights,
             widths=images.widths,

@@ -79,7 +79,8 @@ class HardViewsDesigner(FixedDesigner):
             }
         )
         super().__init__(candidates, patch_size)
-        self.laws.masks = RecipeLaws(recipe, patch_size).masks
+        drawn_as_usual = RecipeLaws(recipe, patch_size)
+        self.laws.masks, self.laws.mask_ratio = drawn_as_usual.masks, drawn_as_usual.mask_ratio
         self.config = config
         self.local_views = crops.local_views
 

@@ -13,6 +13,7 @@ from vpt_kernels import PackedImages
 from vpt_vision.designers.crops import CropBend
 from vpt_vision.designers.designer import Designer
 from vpt_vision.designers.distributions import Kumaraswamy
+from vpt_vision.designers.mask_ratio import RatioBend
 from vpt_vision.designers.masks import MaskBend
 from vpt_vision.designers.network import STRIDE, ThumbnailNetwork
 from vpt_vision.designers.photometrics import EVENTS, STRENGTHS, PhotometricBend
@@ -20,7 +21,6 @@ from vpt_vision.designers.policy import Policy, RecipeLaws, Surface
 from vpt_vision.designers.recipe import RecipeConfig
 from vpt_vision.designers.targets import TargetBend
 from vpt_vision.designers.views import ViewBend
-from vpt_vision.errors import UserError
 from vpt_vision.schema import Config
 from vpt_vision.task import MIXED
 
@@ -52,7 +52,8 @@ class LearnedDesignerConfig(Config):
     surfaces: tuple[Surface, ...] = Field(
         ("crops", "photometrics", "masks"),
         min_length=1,
-        description="what it controls, of crops, photometrics, masks, targets; the rest stays the recipe's",
+        description="what it controls, of crops, photometrics, masks (which patches), mask_ratio (how many) "
+        "and targets; the rest stays the recipe's",
     )
     thumbnail: int = Field(
         32,
@@ -69,6 +70,14 @@ class LearnedDesignerConfig(Config):
     mask_temperature: float = Field(
         0.5, gt=0, description="of the relaxed mask that carries the gradient, in logits"
     )
+    mask_candidates: int = Field(
+        8, ge=2, le=256, description="block masks drawn for each view, of which the designer's logits choose"
+    )
+    ratio_bound: float = Field(
+        0.7,
+        gt=0,
+        description="largest |log a| and |log b| of the mask ratio's law; more of it pads iBOT's rows more",
+    )
     targets: TargetsConfig = Field(TargetsConfig(), description="bounds of the surface targets")
     learning_rate: float = Field(1e-3, ge=0, description="of the designer's AdamW; 0 leaves it at the recipe")
     weight_decay: float = Field(0.0, ge=0, description="of the designer's AdamW")
@@ -81,9 +90,6 @@ class LearnedDesigner(Designer):
     The last layers start at zero, and zero bends nothing: the first task is exactly the fixed designer's
     for the same keys. Every output passes through bound * tanh(x / bound), so the law never leaves the
     recipe's ranges nor any outcome's probability vanishes. DESIGN.md section 6.
-
-    Raises `UserError` where the mask surface is asked for and the recipe's masks are not the random ones
-    that zero logits stand for.
     """
 
     learns_from: ClassVar = "value"
@@ -92,17 +98,13 @@ class LearnedDesigner(Designer):
         "crop_fields": "crops",
         "photometrics": "photometrics",
         "masks": "masks",
+        "mask_ratio": "mask_ratio",
         "token_weights": "targets",
         "target_numbers": "targets",
     }
 
     def __init__(self, config: LearnedDesignerConfig, recipe: RecipeConfig, patch_size: int) -> None:
         super().__init__()
-        if "masks" in config.surfaces and recipe.masks.kind != "random":
-            raise UserError(
-                f"designer.surfaces holds masks, which start at random masks, and recipe.masks.kind is "
-                f"{recipe.masks.kind}: set recipe.masks.kind to random, or take masks from designer.surfaces."
-            )
         self.config = config
         self.surfaces = frozenset(config.surfaces)
         self.laws = RecipeLaws(recipe, patch_size)
@@ -116,6 +118,8 @@ class LearnedDesigner(Designer):
             self.heads["photometrics"] = nn.Linear(pooled, _KINDS * (2 * len(STRENGTHS) + len(EVENTS)))
         if "masks" in self.surfaces:
             self.heads["masks"] = nn.Conv2d(pooled, 1, 1)
+        if "mask_ratio" in self.surfaces:
+            self.heads["mask_ratio"] = nn.Linear(pooled, 2)
         if "targets" in self.surfaces:
             bounds = config.targets
             if bounds.tokens:
@@ -167,6 +171,7 @@ class LearnedDesigner(Designer):
                 global_bend=bends[0],
                 local_bend=bends[1],
                 mask_bend=self._masks(outputs),
+                ratio_bend=self._mask_ratio(outputs),
                 target_bend=self._targets(outputs),
                 heights=images.heights,
                 widths=images.widths,
@@ -201,7 +206,14 @@ class LearnedDesigner(Designer):
         if "masks" not in self.surfaces:
             return None
         field = _bounded(outputs["masks"][:, 0], self.config.field_bound)
-        return MaskBend(field, self.config.mask_temperature)
+        return MaskBend(field, self.config.mask_temperature, self.config.mask_candidates)
+
+    def _mask_ratio(self, outputs: dict[str, Tensor]) -> RatioBend | None:
+        if "mask_ratio" not in self.surfaces:
+            return None
+        bound = self.config.ratio_bound
+        log_a, log_b = _bounded(outputs["mask_ratio"], bound).unbind(1)
+        return RatioBend(Kumaraswamy(log_a, log_b), bound)
 
     def _targets(self, outputs: dict[str, Tensor]) -> TargetBend | None:
         if "targets" not in self.surfaces:

@@ -1,19 +1,24 @@
-"""The law of masks: how many patches of each global view are hidden, and which."""
+"""The law of masks: which patches of each global view are hidden."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vpt_kernels import MaskSample, block_masks, plackett_luce_log_prob, sample_masks
+from vpt_kernels import MaskSample, PackedMasks, block_masks, pack_masks, plackett_luce_log_prob, sample_masks
 from vpt_vision.designers.distributions import kl_to_equal
 from vpt_vision.designers.field import sample_field
+from vpt_vision.designers.mask_ratio import Counts
 from vpt_vision.designers.recipe import MasksConfig, ViewKind
 from vpt_vision.designers.streams import Stream, draw
 from vpt_vision.errors import UserError
 from vpt_vision.task import Keys, Masks, Views
+
+_KEYS = 48  # bits that tell the views of a data set apart; those above them number candidates
 
 
 @dataclass(frozen=True)
@@ -21,16 +26,30 @@ class MaskBend:
     """What a designer changes in the law of masks: which patches, never how many."""
 
     field: Tensor  # [B, R, C] fp32: logits of hiding what lies there in the image
-    temperature: float  # of the relaxed mask, in units of the logits
+    temperature: float  # of the relaxed mask of patches drawn one by one, in units of the logits
+    candidates: int  # block masks drawn for each view, of which the field chooses one
+
+
+class _Choice(NamedTuple):
+    """Candidates for the masks of R views, and the one that was taken."""
+
+    hidden: Tensor  # [K, R, N] bool
+    log_shares: Tensor  # [R, K]: log probability of each
+    taken: Tensor  # [R] int64
 
 
 class MaskLaw:
-    """Draws the masks of the global views.
+    """Draws the masks of the global views, with the counts that it is given.
 
-    A view is masked with the recipe's probability, else not at all; a masked one hides
-    floor(ratio * patches) of them, the ratio uniform on its range. DINOv2 fixes the number of masked
-    views per batch; here each view decides for itself, so that its mask depends on its own key alone. The
-    counts are drawn on the host: their sum is known there without waiting for the device.
+    Random masks are bent patch by patch: Gumbel top-k of logits, where zero logits are the recipe.
+
+    Block masks cannot be: no noise on logits whose highest are hidden gives rectangles. Instead K masks
+    are drawn from the recipe's law, and one is taken with probabilities softmax(s), s the mean logit of the
+    patches that it hides less that of those it shows. Zero logits choose blindly, so the law is the
+    recipe's; whatever they are, the mask is one of the recipe's, and the law tends with K to the recipe's law
+    times exp(s), which of all laws has the least KL to the recipe for its mean s. Given the candidates, whose
+    law does not depend on the designer, probabilities are in closed form, and so is the mean mask: what the
+    relaxed mask's gradient follows. KL to the recipe cannot exceed log K a view.
     """
 
     def __init__(self, config: MasksConfig, kind: ViewKind, patch_size: int) -> None:
@@ -44,48 +63,56 @@ class MaskLaw:
         self.kind = kind
         self.side = kind.size // patch_size  # patches along each side of a view
 
-    def counts(self, keys: Keys) -> Tensor:
-        """Draw the number of hidden patches of every view, [G, B] int64 on the CPU, `keys` being there."""
-        low, high = self.config.ratio
-        masked = draw(keys, Stream.MASKED, self.kind) < self.config.probability
-        ratio = low + (high - low) * draw(keys, Stream.MASK_RATIO, self.kind)
-        return (masked * (ratio * self.side**2).floor()).long().squeeze(-1)
-
-    def draw(self, keys: Keys, bend: MaskBend | None, views: Views, heights: Tensor, widths: Tensor) -> Masks:
+    def draw(
+        self,
+        keys: Keys,
+        bend: MaskBend | None,
+        counts: Counts,
+        views: Views,
+        heights: Tensor,
+        widths: Tensor,
+    ) -> Masks:
         """Draw the masks [G, B, N] of `views` of images of `heights` x `widths` pixels [B].
 
-        With a bend, patches are drawn one by one without replacement (Gumbel top-k); where gradients
-        are being recorded, the relaxed mask carries the field's.
+        `keys` are on the host. Where gradients are being recorded, the relaxed mask carries the field's.
         """
-        counts = self.counts(keys)
-        shape = (*counts.shape, self.side**2)
-        if self.config.kind == "block":
-            packed = block_masks(
-                self._flat(counts, views),
-                (self.side, self.side),
-                total=int(counts.sum()),
-                seed=keys.seed,
-                step=keys.step,
-                sample=self._rows(keys, views),
-            )
-            return Masks(packed.hidden.view(shape), packed.indices, packed.weights)
-        logits, drawn = self._one_by_one(keys, bend, counts, views, heights, widths)
+        flat, shape = counts.each.flatten(), (*counts.each.shape, self.side**2)
+        if self.config.kind == "random":
+            logits, drawn = self._one_by_one(keys, bend, counts, views, heights, widths)
+            relaxed = None
+            if bend is not None and logits.requires_grad:
+                relaxed = _relax(drawn.hidden, drawn.perturbed, flat, bend.temperature).view(shape)
+            hidden, index, weights = drawn.hidden.view(shape), drawn.indices, drawn.weights
+            return Masks(hidden, index, weights, relaxed, counts.padded)
+        if bend is None:
+            packed = self._blocks(keys, flat, counts.total, counts.padded, self._rows(keys, views))
+            hidden, index, weights = packed.hidden.view(shape), packed.indices, packed.weights
+            return Masks(hidden, index, weights, padded=counts.padded)
+        choice = self._choice(keys, bend, counts, views, heights, widths)
+        taken = choice.taken[None, :, None].expand(1, *choice.hidden.shape[1:])
+        packed = pack_masks(choice.hidden.gather(0, taken)[0], counts.total, padded=counts.padded)
         relaxed = None
-        if bend is not None and logits.requires_grad:
-            flat = self._flat(counts, views)
-            relaxed = _relax(drawn.hidden, drawn.perturbed, flat, bend.temperature).view(shape)
-        return Masks(drawn.hidden.view(shape), drawn.indices, drawn.weights, relaxed)
+        if choice.log_shares.requires_grad:
+            mean = torch.einsum("rk,krn->rn", choice.log_shares.exp(), choice.hidden.float())
+            relaxed = (packed.hidden.float() + (mean - mean.detach())).view(shape)
+        return Masks(packed.hidden.view(shape), packed.indices, packed.weights, relaxed, counts.padded)
 
-    def log_prob(self, keys: Keys, bend: MaskBend, views: Views, heights: Tensor, widths: Tensor) -> Tensor:
-        """Log-probability [B] of hiding what `draw` hid with the same arguments, in the order it did.
+    def log_prob(
+        self, keys: Keys, bend: MaskBend, counts: Counts, views: Views, heights: Tensor, widths: Tensor
+    ) -> Tensor:
+        """Log-probability [B] of hiding what `draw` hid with the same arguments.
 
-        Plackett and Luce's: each patch is drawn from those left, in proportion to exp(logit). Differentiable
-        in the bend, what was drawn being held.
+        Of random masks that of the patches in the order they were drawn (Plackett and Luce's: each from those
+        left, in proportion to exp(logit)); of block masks that of the choice among the candidates, relative
+        to the recipe's. Differentiable in the bend, what was drawn being held.
         """
-        counts = self.counts(keys)
-        logits, drawn = self._one_by_one(keys, bend, counts, views, heights, widths)
-        flat = self._flat(counts, views)
-        return plackett_luce_log_prob(logits, drawn.perturbed, flat).view(counts.shape).sum(0)
+        if self.config.kind == "random":
+            logits, drawn = self._one_by_one(keys, bend, counts, views, heights, widths)
+            log_prob = plackett_luce_log_prob(logits, drawn.perturbed, counts.each.flatten())
+        else:
+            choice = self._choice(keys, bend, counts, views, heights, widths)
+            log_prob = choice.log_shares.gather(1, choice.taken[:, None])[:, 0] + math.log(bend.candidates)
+        return log_prob.view(counts.each.shape).sum(0)
 
     def entropy(self, bend: MaskBend) -> Tensor:
         """Entropy [B] in nats less the recipe's, of the same stand-in as `kl`: minus that."""
@@ -94,8 +121,8 @@ class MaskLaw:
     def kl(self, bend: MaskBend) -> Tensor:
         """KL [B] to the recipe of the first patch drawn from the whole image: softmax(field) to equal shares.
 
-        A stand-in: the law of all patches drawn without replacement has no closed form, and the view's own
-        crop decides which of them it shows.
+        A stand-in: the law of all patches drawn without replacement, and that of blocks, has no closed form,
+        and the view's own crop decides which of them it shows.
         """
         return kl_to_equal(bend.field)
 
@@ -108,26 +135,65 @@ class MaskLaw:
         sample = keys.samples * self.kind.views + torch.arange(self.kind.views)[:, None]
         return sample.flatten().to(views.boxes.device, non_blocking=True)
 
-    def _flat(self, counts: Tensor, views: Views) -> Tensor:
-        return counts.flatten().to(views.boxes.device, non_blocking=True)
-
     def _one_by_one(
-        self, keys: Keys, bend: MaskBend | None, counts: Tensor, views: Views, heights: Tensor, widths: Tensor
+        self,
+        keys: Keys,
+        bend: MaskBend | None,
+        counts: Counts,
+        views: Views,
+        heights: Tensor,
+        widths: Tensor,
     ) -> tuple[Tensor, MaskSample]:
-        """Draw `counts` [G, B] patches without replacement; return their logits [G·B, N] as well."""
+        """Draw patches without replacement; return their logits [G·B, N] as well."""
+        flat = counts.each.flatten()
         if bend is None:
-            logits = torch.zeros(counts.numel(), self.side**2, device=views.boxes.device)
+            logits = torch.zeros(len(flat), self.side**2, device=flat.device)
         else:
             logits = self.in_views(bend.field, views, heights, widths).flatten(0, 1).flatten(1)
         drawn = sample_masks(
             logits,
-            self._flat(counts, views),
-            total=int(counts.sum()),
+            flat,
+            total=counts.total,
+            padded=counts.padded,
             seed=keys.seed,
             step=keys.step,
             sample=self._rows(keys, views),
         )
         return logits, drawn
+
+    def _blocks(self, keys: Keys, counts: Tensor, total: int, padded: bool, sample: Tensor) -> PackedMasks:
+        return block_masks(
+            counts,
+            (self.side, self.side),
+            total=total,
+            padded=padded,
+            seed=keys.seed,
+            step=keys.step,
+            sample=sample,
+        )
+
+    def _choice(
+        self, keys: Keys, bend: MaskBend, counts: Counts, views: Views, heights: Tensor, widths: Tensor
+    ) -> _Choice:
+        """Draw block masks for every view, and choose."""
+        device, many = views.boxes.device, bend.candidates
+        u = draw(keys, Stream.MASK_CHOICE, self.kind).flatten().to(device, non_blocking=True)
+        blind = torch.zeros(len(u), many, device=device)
+        # The candidate that a blind choice takes has the recipe's key: zero logits give the recipe's mask.
+        number = (torch.arange(many, device=device)[:, None] - _take(blind, u)) % many
+        sample = self._rows(keys, views) + (number << _KEYS)
+        flat = counts.each.flatten()
+        drawn = self._blocks(keys, flat.repeat(many), many * counts.total, counts.padded, sample.flatten())
+        hidden = drawn.hidden.view(many, len(flat), -1)
+
+        logits = self.in_views(bend.field, views, heights, widths).flatten(0, 1).flatten(1)
+        inside = torch.einsum("krn,rn->rk", hidden.float(), logits)
+        outside = logits.sum(-1, keepdim=True) - inside
+        shown = self.side**2 - flat
+        scores = inside / flat.clamp(min=1)[:, None] - outside / shown.clamp(min=1)[:, None]
+        # A view that hides none or all of its patches has one mask, and rounding shall not tell it otherwise.
+        scores = scores * ((flat > 0) & (shown > 0))[:, None]
+        return _Choice(hidden, scores.log_softmax(-1), _take(scores.detach(), u))
 
     def in_views(self, field: Tensor, views: Views, heights: Tensor, widths: Tensor) -> Tensor:
         """Return `field` at the place in the image that each patch's centre shows, [G, B, side, side]."""
@@ -138,6 +204,11 @@ class MaskLaw:
         rows = top[..., None] + along * box_height[..., None]
         columns = left[..., None] + across * box_width[..., None]
         return sample_field(field, rows / heights[:, None], columns / widths[:, None])
+
+
+def _take(logits: Tensor, u: Tensor) -> Tensor:
+    """Choose by uniform `u` [R] one of the last axis of `logits` [R, K], with probabilities softmax: [R]."""
+    return (u[:, None] > logits.softmax(-1).cumsum(-1)[:, :-1]).sum(-1)
 
 
 def _relax(hidden: Tensor, perturbed: Tensor, counts: Tensor, temperature: float) -> Tensor:

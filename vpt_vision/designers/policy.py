@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vpt_vision.designers.mask_ratio import RatioBend, RatioLaw
 from vpt_vision.designers.masks import MaskBend, MaskLaw
 from vpt_vision.designers.recipe import RecipeConfig
 from vpt_vision.designers.targets import TargetBend, TargetLaw
 from vpt_vision.designers.views import ViewBend, ViewLaw
 from vpt_vision.task import Keys, Masks, Targets, Task, Views
 
-Surface = Literal["crops", "photometrics", "masks", "targets"]
+Surface = Literal["crops", "photometrics", "masks", "mask_ratio", "targets"]
 
 
 class RecipeLaws(nn.Module):
@@ -30,6 +31,7 @@ class RecipeLaws(nn.Module):
         self.global_views = ViewLaw(recipe, global_kind)
         self.local_views = ViewLaw(recipe, local_kind)
         self.masks = MaskLaw(recipe.masks, global_kind, patch_size)
+        self.mask_ratio = RatioLaw(recipe.masks, global_kind, self.masks.side**2)
         self.targets = TargetLaw()
 
 
@@ -46,6 +48,7 @@ class Policy:
     global_bend: ViewBend
     local_bend: ViewBend
     mask_bend: MaskBend | None
+    ratio_bend: RatioBend | None
     target_bend: TargetBend | None
     heights: Tensor  # [B] int64: of the source images, pixels
     widths: Tensor  # [B] int64
@@ -55,7 +58,8 @@ class Policy:
         there = keys._replace(samples=keys.samples.to(self.heights.device, non_blocking=True))
         global_views = self.laws.global_views.draw(there, self.global_bend, self.heights, self.widths)
         local_views = self.laws.local_views.draw(there, self.local_bend, self.heights, self.widths)
-        masks = self.laws.masks.draw(keys, self.mask_bend, global_views, self.heights, self.widths)
+        counts = self.laws.mask_ratio.draw(keys, self.ratio_bend, self.heights.device)
+        masks = self.laws.masks.draw(keys, self.mask_bend, counts, global_views, self.heights, self.widths)
         return Task(global_views, local_views, masks, self._targets(global_views, masks))
 
     def kl(self) -> dict[Surface, Tensor]:
@@ -88,7 +92,12 @@ class Policy:
             each = [law.photometrics.log_prob(there, bend.photometrics) for law, bend in kinds]
             log_prob["photometrics"] = torch.stack(each).sum(0)
         if self.mask_bend is not None:
-            log_prob["masks"] = self.laws.masks.log_prob(keys, self.mask_bend, task.global_views, *size)
+            counts = self.laws.mask_ratio.draw(keys, self.ratio_bend, there.samples.device)
+            log_prob["masks"] = self.laws.masks.log_prob(
+                keys, self.mask_bend, counts, task.global_views, *size
+            )
+        if self.ratio_bend is not None:
+            log_prob["mask_ratio"] = self.laws.mask_ratio.log_prob(there, self.ratio_bend)
         return log_prob
 
     def describe(self) -> dict[str, Tensor]:
@@ -103,6 +112,9 @@ class Policy:
             scalars |= {f"{law.kind.name}/{name}": value for name, value in described.items()}
         if self.mask_bend is not None:
             described = self.laws.masks.describe(self.mask_bend)
+            scalars |= {f"masks/{name}": value for name, value in described.items()}
+        if self.ratio_bend is not None:
+            described = self.laws.mask_ratio.describe(self.ratio_bend)
             scalars |= {f"masks/{name}": value for name, value in described.items()}
         if self.target_bend is not None:
             described = self.laws.targets.describe(self.target_bend)
@@ -130,6 +142,8 @@ class Policy:
             answers["photometrics"] = torch.stack(each).sum(0)
         if self.mask_bend is not None:
             answers["masks"] = ask(self.laws.masks, self.mask_bend)
+        if self.ratio_bend is not None:
+            answers["mask_ratio"] = ask(self.laws.mask_ratio, self.ratio_bend)
         if self.target_bend is not None:
             answers["targets"] = ask(self.laws.targets, self.target_bend)
         return answers

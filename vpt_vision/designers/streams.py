@@ -39,6 +39,7 @@ class Stream(IntEnum):
     OCCLUSION = 18
     HARD_PAIR = 19
     HARD_LOCALS = 20
+    MASK_CHOICE = 21
 
 
 def draw(keys: Keys, stream: Stream, kind: ViewKind, attempts: int = 1) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vpt_vision.data.source import Fingerprinted, Sample, Source
 from vpt_vision.evaluation.cache import FeatureCache, digest_of_module
+from vpt_vision.evaluation.dense import DenseFeatures, MapKind, extract_dense
 from vpt_vision.evaluation.encoder import reachable_blocks
 from vpt_vision.evaluation.features import Precision, ProbeFeatures, Reading, extract
 from vpt_vision.task import Renderer
@@ -91,6 +92,29 @@ class Extractor:
         view = {"kind": "pooled", "size": size, "blocks": reached, "labelled": labelled}
         tensors, seconds = self.through_cache(source, view, fresh, canary="block_cls")
         return Extracted(ProbeFeatures(**tensors), len(tensors["index"]), seconds)
+
+    def dense(
+        self, source: Source, size: int, *, kind: MapKind, stride: int, batch_size: int
+    ) -> Extracted[DenseFeatures]:
+        """`extract_dense` the features of windows of `size` pixels over `source`, with its maps."""
+
+        def fresh(source: Source) -> dict[str, Tensor]:
+            found = extract_dense(
+                self.encoder,
+                source,
+                self.renderer,
+                size,
+                kind=kind,
+                stride=stride,
+                batch_size=batch_size,
+                precision=self.precision,
+                reading=self.reading,
+            )
+            return {field.name: getattr(found, field.name) for field in fields(found)}
+
+        view = {"kind": kind, "size": size, "stride": stride}
+        tensors, seconds = self.through_cache(source, view, fresh, canary="patches")
+        return Extracted(DenseFeatures(**tensors), len(tensors["index"]), seconds)
 
     def through_cache(
         self,

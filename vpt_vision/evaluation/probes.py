@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 from torch import nn
 
 from vpt_vision.data import SourceConfig, build_source
 from vpt_vision.evaluation.cache import CacheConfig, FeatureCache
+from vpt_vision.evaluation.dense import DenseConfig, DenseFeatures, MapKind
+from vpt_vision.evaluation.depth import DepthConfig, depth_probe
 from vpt_vision.evaluation.encoder import device_of
 from vpt_vision.evaluation.extraction import Extracted, Extractor
 from vpt_vision.evaluation.features import Precision, ProbeFeatures, Reading
@@ -20,12 +23,15 @@ from vpt_vision.evaluation.linear import LinearProbeConfig, linear_probe
 from vpt_vision.evaluation.logistic import LogisticProbeConfig, logistic_probe
 from vpt_vision.evaluation.result import ProbeResult
 from vpt_vision.evaluation.retrieval import retrieval
+from vpt_vision.evaluation.segmentation import SegmentationConfig, segmentation_probe
 from vpt_vision.schema import Config
 from vpt_vision.task import Renderer
 
 _LOG = logging.getLogger(__name__)
 
-Probe = Literal["knn", "linear", "logistic", "few_shot", "retrieval"]
+Probe = Literal["knn", "linear", "logistic", "few_shot", "retrieval", "segmentation", "depth"]
+
+Features = TypeVar("Features")
 
 
 class EvaluationConfig(Config):
@@ -51,6 +57,8 @@ class EvaluationConfig(Config):
     linear: LinearProbeConfig = LinearProbeConfig()
     logistic: LogisticProbeConfig = LogisticProbeConfig()
     few_shot: FewShotConfig = FewShotConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    depth: DepthConfig = DepthConfig()
 
     def shorter_side(self) -> int:
         """Return the pixels of an image's shorter side that are enough; the renderer halves them."""
@@ -67,7 +75,7 @@ def probe(
     """Run `probes` on frozen features of `encoder`, where its weights lie.
 
     Features are extracted once for all of them, or come from the cache. kNN gives one result per k,
-    few-shot one per number of shots, linear, logistic and retrieval one.
+    few-shot one per number of shots, the others one.
 
     Args:
         encoder: see `vpt_vision.evaluation.encoder.Encoder`.
@@ -78,43 +86,81 @@ def probe(
     Raises:
         UserError: as the sources, the cache and the probes do.
     """
-    extractor = Extractor(
-        encoder,
-        renderer,
-        precision=config.precision,
-        reading=Reading(config.batch_size, config.workers, config.max_unreadable),
-        cache=None if config.cache is None else FeatureCache(config.cache),
-    )
-    train, test = (
-        _told(
-            extractor.pooled(
-                build_source(source, config.shorter_side()),
-                config.image_size,
-                blocks=max(config.linear.blocks),
-            ),
-            split,
-        )
-        for split, source in (("train", config.train), ("test", config.test))
-    )
-    device = device_of(encoder)
+    running = _Running(encoder, config, renderer)
+    return {name: running.run(name) for name in probes}
 
-    def run(name: Probe) -> list[ProbeResult]:
+
+class _Running:
+    """Probes of one encoder; features that several read are extracted when the first asks for them."""
+
+    def __init__(self, encoder: nn.Module, config: EvaluationConfig, renderer: Renderer) -> None:
+        self.encoder = encoder
+        self.config = config
+        self.device = device_of(encoder)
+        self.extractor = Extractor(
+            encoder,
+            renderer,
+            precision=config.precision,
+            reading=Reading(config.batch_size, config.workers, config.max_unreadable),
+            cache=None if config.cache is None else FeatureCache(config.cache),
+        )
+
+    def run(self, name: Probe) -> list[ProbeResult]:
+        config, device = self.config, self.device
         match name:
             case "knn":
-                return knn(train, test, neighbours=config.neighbours, device=device)
+                return knn(*self._pooled, neighbours=config.neighbours, device=device)
             case "linear":
-                return [linear_probe(train, test, config.linear, device=device)]
+                return [linear_probe(*self._pooled, config.linear, device=device)]
             case "logistic":
-                return [logistic_probe(train, test, config.logistic, device=device)]
+                return [logistic_probe(*self._pooled, config.logistic, device=device)]
             case "few_shot":
-                return few_shot(train, test, config.few_shot)
+                return few_shot(*self._pooled, config.few_shot)
             case "retrieval":
-                return [retrieval(train, test)]
+                return [retrieval(*self._pooled)]
+            case "segmentation":
+                size = config.segmentation.window(self.encoder)
+                train, test = self._dense(config.segmentation, "segmentation", size)
+                return [segmentation_probe(train, test, config.segmentation, size=size, device=device)]
+            case "depth":
+                size = config.depth.window(self.encoder)
+                train, test = self._dense(config.depth, "depth", size)
+                return [depth_probe(train, test, config.depth, size=size, device=device)]
 
-    return {name: run(name) for name in probes}
+    @cached_property
+    def _pooled(self) -> tuple[ProbeFeatures, ProbeFeatures]:
+        config = self.config
+        train, test = (
+            _told(self.extractor.pooled(source, config.image_size, blocks=max(config.linear.blocks)), split)
+            for split, source in (
+                ("train", build_source(config.train, config.shorter_side())),
+                ("test", build_source(config.test, config.shorter_side())),
+            )
+        )
+        return train, test
+
+    def _dense(self, dense: DenseConfig, kind: MapKind, size: int) -> tuple[DenseFeatures, DenseFeatures]:
+        stride = max(1, round(dense.stride * size))
+        train, test = (
+            _told(
+                self.extractor.dense(
+                    build_source(source, 2 * size),
+                    size,
+                    kind=kind,
+                    stride=stride,
+                    batch_size=dense.batch_size,
+                ),
+                split,
+            )
+            for split, source in (
+                ("train", dense.train or self.config.train),
+                ("test", dense.test or self.config.test),
+            )
+        )
+        return train, test
 
 
-def _told(extracted: Extracted[ProbeFeatures], split: str) -> ProbeFeatures:
+def _told(extracted: Extracted[Features], split: str) -> Features:
     rate = extracted.images_per_second
     how = "from the cache" if rate is None else f"at {rate:.0f} images a second"
     _LOG.info("features of %s %s images %s", f"{extracted.images:,}", split, how)

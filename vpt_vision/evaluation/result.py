@@ -31,6 +31,12 @@ KINDS = {
     "accuracy": Kind("accuracy", "%", True),
     "cross_entropy": Kind("cross-entropy", "nats", False),
     "map": Kind("mAP", "%", True),
+    "miou": Kind("mIoU", "%", True),
+    "pixel_accuracy": Kind("pixel accuracy", "%", True),
+    "class_accuracy": Kind("mean class accuracy", "%", True),
+    "rmse": Kind("RMSE", "m", False),
+    "abs_rel": Kind("AbsRel", "", False),
+    "delta1": Kind("δ1", "%", True),
 }
 
 

@@ -47,13 +47,16 @@ class Centre(nn.Module):
         return Target(scores, potentials, temperature)
 
     @torch.no_grad()
-    def update(self, scores: Scores) -> None:
+    def update(self, scores: Scores, counted: Tensor | None = None) -> None:
         """Move the centre towards the mean of the scores over all ranks, if there are any rows.
+
+        `counted` [M]: 1 for the rows that there are, 0 for padding. All are there if it is left out.
 
         A mean that is not finite is passed over: one bad batch must not spoil every later target.
         """
-        count = collectives.all_reduce_sum(self.value.new_tensor(float(scores.count)))
-        total = collectives.all_reduce_sum(scores.total().to(self.value.dtype))
+        rows = self.value.new_tensor(float(scores.count)) if counted is None else counted.sum()
+        count = collectives.all_reduce_sum(rows.to(self.value.dtype))
+        total = collectives.all_reduce_sum(scores.total(counted).to(self.value.dtype))
         mean = total / count.clamp(min=1)
         mean = torch.where(mean.isfinite(), mean, self.value)
         self.value.lerp_(mean, (1 - self.momentum) * count.clamp(max=1))

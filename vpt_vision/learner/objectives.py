@@ -61,7 +61,7 @@ def ibot_loss(
         every = losses.new_zeros(masks.hidden.numel())
         if token_weights is not None:
             losses = losses * token_weights.flatten().index_select(0, masks.index)
-        weighed = every.index_copy(0, masks.index, masks.weights * losses)
+        weighed = every.index_add(0, masks.index, masks.weights * losses)  # padding adds 0
     else:
         relaxed = masks.relaxed if token_weights is None else masks.relaxed * token_weights
         weighed = relaxed_weights(relaxed, masks.hidden).flatten() * losses

@@ -43,9 +43,16 @@ class Scores:
         """Return the scores of some of the tokens."""
         return replace(self, rows=self.rows[part])
 
-    def total(self) -> Tensor:
-        """Return the similarities' sum over the tokens [K]: that of the tokens' sum, for they are linear."""
-        total = self.rows.sum(0)
+    def total(self, counted: Tensor | None = None) -> Tensor:
+        """Return the similarities' sum over the tokens [K]: that of the tokens' sum, for they are linear.
+
+        Of each token `counted` [M] times, where that is given.
+        """
+        if counted is None:
+            total = self.rows.sum(0)
+        else:
+            with full_precision(self.rows.device):
+                total = counted.to(self.rows.dtype) @ self.rows
         return total if self.prototypes is None else similarities(total, self.prototypes, self.weight_norm)
 
     def scaled(self, temperature: float | Tensor) -> Tensor:

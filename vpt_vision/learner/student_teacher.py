@@ -160,7 +160,7 @@ class Learner(nn.Module):
         teacher = self.teacher_targets(views.for_teacher, masks, temperature, targets)
         losses = self.losses(self.student_outputs(views, masks), teacher, masks, targets)
         if self.training:
-            self.update_centre(teacher)
+            self.update_centre(teacher, masks)
         return losses
 
     def teacher_targets(
@@ -182,16 +182,20 @@ class Learner(nn.Module):
         `followed` it leads to the views as well, and through the balance to the temperatures and to the
         relaxed masks.
         """
-        of_views, of_patches = _temperatures(temperature, targets.temperature, masks)
+        of_views, of_patches = _temperatures(temperature, targets.temperature, masks, len(global_views))
         with torch.set_grad_enabled(followed and torch.is_grad_enabled()):
             features = self._teacher_features(global_views)
             cls, patches = self.teacher.project(features.cls, self._patch_rows(features, masks))
             gram = None if self.anchor is None else self.anchor(global_views.flatten(0, 1)).patches
         patch_target = None
         if patches is not None:
-            fitted = None if masks.relaxed is None else masks.relaxed.flatten()
             patch_target = self._target(
-                patches, of_patches, temperature, self.patch_centre, followed=followed, fitted=fitted
+                patches,
+                of_patches,
+                temperature,
+                self.patch_centre,
+                followed=followed,
+                fitted=masks.counted,
             )
         return TeacherTargets(
             cls=self._target(cls, of_views, temperature, self.cls_centre, followed=followed),
@@ -293,12 +297,12 @@ class Learner(nn.Module):
         student: list[Tensor] = list(self.student.parameters())
         torch._foreach_lerp_(teacher, student, 1 - momentum)
 
-    def update_centre(self, teacher: TeacherTargets) -> None:
-        """Move the running centres, if any, after a training step (whose masks are not relaxed)."""
+    def update_centre(self, teacher: TeacherTargets, masks: Masks) -> None:
+        """Move the running centres, if any, after a training step on `masks`."""
         if self.cls_centre is not None:
             self.cls_centre.update(teacher.cls.scores)
         if self.patch_centre is not None and teacher.patches is not None:
-            self.patch_centre.update(teacher.patches.scores)
+            self.patch_centre.update(teacher.patches.scores, masks.counted)
 
     def prototype_parameters(self) -> list[nn.Parameter]:
         """Return the student's prototypes, which the first steps of a run leave frozen."""
@@ -353,15 +357,18 @@ def _hidden_shares(masks: Masks) -> Tensor:
     return (masks.hidden if masks.relaxed is None else masks.relaxed).flatten(0, 1)
 
 
-def _temperatures(usual: float, factor: Tensor | None, masks: Masks) -> tuple[float | Tensor, float | Tensor]:
-    """Return the teacher's temperature of each global view [G·B] and of each patch that iBOT compares.
+def _temperatures(
+    usual: float, factor: Tensor | None, masks: Masks, globals_: int
+) -> tuple[float | Tensor, float | Tensor]:
+    """Return the teacher's temperature of each of its views [G·B] and of each patch that iBOT compares.
 
-    `factor` is [B]; where there is none both are the usual one.
+    `factor` is [B]; where there is none both are the usual one. `masks` may be of several versions of them.
     """
     if factor is None:
         return usual, usual
     views, batch, tokens = masks.hidden.shape
-    each = (usual * factor).expand(views, batch)
+    each = usual * factor
+    of_views = each.repeat(globals_)
     if masks.relaxed is None:
-        return each.flatten(), each.flatten().index_select(0, masks.index // tokens)
-    return each.flatten(), each[..., None].expand(views, batch, tokens).flatten()
+        return of_views, each.index_select(0, masks.index // tokens % batch)
+    return of_views, each[:, None].expand(views, batch, tokens).flatten()

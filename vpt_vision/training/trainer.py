@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vpt_vision.config import RunConfig, load_config
-from vpt_vision.data import Batch, Loader, build_source
+from vpt_vision.data import Batch, Loader, build_source, on_device
 from vpt_vision.designers import build_designer
 from vpt_vision.errors import UserError
 from vpt_vision.export import save_backbone
@@ -25,14 +25,17 @@ from vpt_vision.training.adversary import AdversarialStep
 from vpt_vision.training.checkpoint import Checkpoints
 from vpt_vision.training.clock import TrainingClock
 from vpt_vision.training.collapse import CollapseWatch
+from vpt_vision.training.data_wait import DataWait
 from vpt_vision.training.designer_history import keep_designer, kept_after
 from vpt_vision.training.environment import note_environment
 from vpt_vision.training.interrupts import Interrupts
 from vpt_vision.training.log import Log
+from vpt_vision.training.memory import host_memory_mb
 from vpt_vision.training.meter import Meter
 from vpt_vision.training.optimiser import LearnerOptimiser
 from vpt_vision.training.run_folder import BACKBONE_FILE, CHECKPOINT_FOLDER, claim, newest_state
 from vpt_vision.training.schedules import scheduled_values
+from vpt_vision.training.skipped_images import SkippedImages
 from vpt_vision.training.step_timer import StepTimer
 from vpt_vision.value import ValueStep
 
@@ -98,7 +101,7 @@ class Trainer:
         config, step = self.config, self.steps_done
         scheduled = scheduled_values(config.schedule, step, config.steps)
         keys = Keys(config.seed, step, batch.index)
-        images = batch.images.to(self.device, non_blocking=True)
+        images = batch.images
         torch.manual_seed((config.seed << 32) + step)  # stochastic depth draws from the global generator
 
         with self.timer("task"), torch.no_grad(), self._autocast():
@@ -149,23 +152,28 @@ class Trainer:
                 log.say(f"{output}: going on from step {start} of {config.steps}.")
             note_environment(output, self.device, start)
             kept = kept_after(config.steps, config.checkpoint.designers) if self.designer_learns else set()
-            batches = iter(self.loader)
+            batches = on_device(iter(self.loader), self.device)
+            wait = DataWait(config.batch_size, config.data.workers)
+            skipped = SkippedImages(log.say)
             self.meter.restart_clock()
             self.clock.start()
             while self.steps_done < config.steps and interrupts.received is None:
                 with self.timer("data"):
                     batch = next(batches)
-                for unreadable in batch.unreadable:
-                    log.say(f"skipped an image that cannot be read: {unreadable}")
+                skipped.add(batch.unreadable)
+                wait.add(batch)
                 self.meter.add(self.train_step(batch))
                 log.advance(self.steps_done)
                 last = self.steps_done == config.steps
                 if last or self.steps_done % config.log.every == 0:
-                    record = self._record()
+                    record = self._record(wait)
                     log.write(record)
+                    skipped.end_interval()
                     self._expect_progress(record)
                     if (news := self.collapse.judge(record)) is not None:
                         log.say(f"{output}: step {self.steps_done}: {news}")
+                    if (news := wait.judge(record)) is not None:
+                        log.say(f"{output}: step {self.steps_done}: {news}.")
                 if self.steps_done in kept:
                     with self.clock.paused():
                         keep_designer(output, self.steps_done, self.designer)
@@ -174,6 +182,7 @@ class Trainer:
                         save_backbone(self.learner.teacher.backbone, output / BACKBONE_FILE, self.renderer)
                         checkpoints.save(self.steps_done, self.state_dict())
             self.clock.stop()
+            skipped.end_interval()
             worst = self.loader.worst_shards()
             if worst:
                 log.say(f"{output}: images that cannot be read, by shard: {worst}.")
@@ -262,19 +271,22 @@ class Trainer:
                 "learner stands still: lower schedule.learning_rate, or look at data.mean and data.std."
             )
 
-    def _record(self) -> dict[str, float | int | None]:
+    def _record(self, wait: DataWait) -> dict[str, float | int | None]:
         """One line of the log: the only place in the loop that waits for the device."""
         values = {} if self.value_step is None else self.value_step.latest
+        phases = self.timer.read()
         return {
             "step": self.steps_done,
             **self.meter.read(self.steps_done),
             **self.collapse.read(),
-            **self.timer.read(),
+            **phases,
+            **wait.read(sum(phases.values()), phases["seconds/data"]),
             "training_seconds": self.clock.seconds,
             "value": None,
             **{name: float(number) for name, number in values.items()},
             **scheduled_values(self.config.schedule, self.steps_done - 1, self.config.steps)._asdict(),
             "unreadable": self.loader.state_dict()["unreadable"],
+            "host_memory_mb": host_memory_mb(),
             "peak_host_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 

@@ -39,6 +39,7 @@ class EstimatorsConfig(Config):
     crops: Derivative | Search = Field("population", description="boxes: their area, aspect and position")
     photometrics: Derivative | Search = Field("population", description="strengths and probabilities")
     masks: Derivative | Search = Field("finite_difference", description="which patches are hidden")
+    mask_ratio: Search = Field("population", description="how many patches are hidden; it has no derivative")
     targets: Derivative | Search = Field("finite_difference", description="weights, temperatures and mix")
     refined: Derivative = Field(
         "finite_difference", description="what a designer changes in views once they are rendered"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vpt_kernels import PackedImages
+from vpt_vision.designers import Refined
 from vpt_vision.evaluation.pictures.style import (
     BLUE,
     FAINT,
@@ -29,7 +30,7 @@ from vpt_vision.evaluation.pictures.style import (
     picture_only,
     save,
 )
-from vpt_vision.task import Task
+from vpt_vision.task import Renderer, Task
 
 # A hidden patch is hatched as well as grey, so that it stands out from a grey picture too.
 _HIDDEN: dict[str, Any] = {
@@ -56,26 +57,28 @@ _LOCAL = _Pen(ORANGE, 1.1, INK)
 
 
 def crops_and_masks(
-    images: PackedImages, tasks: Mapping[str, Task], path: Path, *, interpolation: str = "bicubic"
+    images: PackedImages, tasks: Mapping[str, Refined], path: Path, *, renderer: Renderer
 ) -> None:
     """Draw each source image with its crop boxes, and its global views with hidden patches greyed.
 
     A row for each image, and side by side a block of columns for each entry of `tasks`, so that one
-    designer's tasks at two moments can be compared. Global views show their photometric change.
+    designer's tasks at two moments can be compared. Global views are as the student is shown them: with their
+    photometric change, and with what a designer does to pixels.
 
     Args:
         images: B of them, on the CPU.
-        tasks: title (such as "early") → task of these B images.
+        tasks: title (such as "early") → task of these B images with its views, on the CPU; of several
+            versions of the global views the first is drawn.
         path: the PNG file.
-        interpolation: of the renderer.
+        renderer: that of the views.
     """
-    rendered = {title: _global_views(images, task, interpolation) for title, task in tasks.items()}
+    rendered = {title: _global_views(refined, renderer) for title, refined in tasks.items()}
     widest = max(len(views) for views in rendered.values())
     cell = 1.55
     figure = new_figure(len(tasks) * ((1 + widest) * cell + 0.3), 1.1 + len(images) * (cell + 0.2))
     blocks = figure.subfigures(1, len(tasks), squeeze=False, wspace=0.04)[0]
-    for block, (title, task) in zip(blocks, tasks.items(), strict=True):
-        views = rendered[title]
+    for block, (title, refined) in zip(blocks, tasks.items(), strict=True):
+        views, task = rendered[title], refined.task
         block.suptitle(title, fontsize=TITLE, fontweight="bold", color=INK)
         rows = block.subplots(len(images), 1 + len(views), squeeze=False)
         for row, (axes, image) in enumerate(zip(rows, images, strict=True)):
@@ -99,17 +102,11 @@ def crops_and_masks(
     save(figure, path)
 
 
-def _global_views(images: PackedImages, task: Task, interpolation: str) -> NDArray[np.float32]:
+def _global_views(refined: Refined, renderer: Renderer) -> NDArray[np.float32]:
     """Global views as pictures [G, B, S, S, 3] in [0, 1]."""
-    device = images.device
-    with torch.no_grad():
-        views = task.global_views.render(
-            images,
-            mean=torch.zeros(3, device=device),
-            std=torch.ones(3, device=device),
-            interpolation=interpolation,
-        )
-    return views.clamp(0, 1).permute(0, 1, 3, 4, 2).cpu().numpy()
+    views = refined.views.global_views[: len(refined.task.global_views.boxes)].detach()
+    mean, std = (torch.tensor(of)[:, None, None] for of in (renderer.mean, renderer.std))
+    return (views * std + mean).clamp(0, 1).permute(0, 1, 3, 4, 2).numpy()
 
 
 def _source(axis: Axes, image: Tensor, task: Task, row: int) -> None:
