@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vpt_vision.data.image import decode_image, open_image, read_pixels
+from vpt_vision.data.image import Undecoded, decode_image, open_image, read_pixels
 from vpt_vision.data.source import UnreadableSample
 
 HEIGHT, WIDTH = 37, 53  # odd and unlike: neither blocks of 8 nor chroma of half the size fit
@@ -210,6 +210,31 @@ class TestBombs:
         data = encode(picture("RGB"), "JPEG")
         with pytest.raises(ValueError, match="two sizes: 53×37 and 54×38"):
             read_pixels(open_image(data), with_size(data, 38, 54), 1)
+
+
+class TestUndecoded:
+    @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+    @pytest.mark.parametrize(
+        ("kind", "at_least"), [("JPEG", None), ("JPEG", 20), ("PNG", 20), ("WEBP", None)]
+    )
+    def test_tells_the_size_and_decodes_in_place(self, kind, at_least, orientation):
+        exif = Image.Exif()
+        exif[274] = orientation
+        data = encode(np.random.default_rng(0).integers(0, 256, (83, 121, 3), np.uint8), kind, exif=exif)
+        expected = decode_image("x", data, at_least)
+        opened = Undecoded("x", data, at_least)
+        assert (opened.height, opened.width) == expected.shape[:2]
+        room = np.zeros(expected.size + 7, np.uint8)
+        out = room[:-7].reshape(expected.shape)
+        assert np.shares_memory(opened.decode(out), room)
+        assert np.array_equal(out, expected) and not room[-7:].any()
+
+    def test_damage_is_told_by_name(self):
+        data = encode(np.random.default_rng(0).integers(0, 256, (83, 121, 3), np.uint8), "JPEG")
+        opened = Undecoded("a.jpg", data[: len(data) // 2])
+        with pytest.raises(UnreadableSample) as caught:
+            opened.decode(np.zeros((83, 121, 3), np.uint8))
+        assert caught.value.name == "a.jpg"
 
 
 class TestDamage:

@@ -225,6 +225,22 @@ class TestUnreadable:
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("workers", [0, 1])
+    def test_damage_behind_a_header_that_is_whole(self, tmp_path, workers):
+        """The substitute has another size than the place that was made for the image it stands for."""
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
+        for number in range(6):
+            Image.fromarray(pixels[: 20 + 5 * number]).save(tmp_path / f"{number}.jpg")
+        whole = (tmp_path / "4.jpg").read_bytes()
+        (tmp_path / "4.jpg").write_bytes(whole[: len(whole) // 2])
+        source = build_source(FolderConfig(kind="folder", path=tmp_path))
+        batches = take(loader(source, 6, workers=workers, max_unreadable=1), 3)
+        for batch in batches:
+            assert {item.name for item in batch.unreadable} == {str(tmp_path / "4.jpg")}
+            assert sorted(set(batch.index.tolist()) | {4}) == list(range(6))
+            for image, index in zip(batch.images, batch.index.tolist(), strict=True):
+                assert torch.equal(image, source[index].image)
+
+    @pytest.mark.parametrize("workers", [0, 1])
     def test_corrupt_files(self, tmp_path, workers):
         for number in range(6):
             Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -261,6 +277,7 @@ class TestWorkers:
         batches = iter(loader(WorkerFacts(10), workers=2))
         for _ in range(3):
             workers = {str(worker) for worker in next(batches).index.tolist()}
+            assert workers <= {str(child.pid) for child in multiprocessing.active_children()}  # none but ours
             for name in ("INT", "TERM"):  # by a process other than the workers' parent
                 subprocess.run(["kill", f"-{name}", *workers], check=True)
         assert len(take(batches, 8)) == 8

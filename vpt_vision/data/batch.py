@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from vpt_kernels import PackedImages
 from vpt_vision.data.source import Sample
@@ -42,15 +43,28 @@ class Batch:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], unreadable: list[Unreadable]) -> Batch:
-        """Pack the images of `samples`."""
-        facts = [(sample.index, sample.image.numel(), *sample.image.shape[:2]) for sample in samples]
-        index, lengths, heights, widths = torch.tensor(facts, dtype=torch.int64).view(-1, 4).T
-        rows = torch.stack([index, lengths.cumsum(0) - lengths, heights, widths])
-        buffer = torch.empty(rows.nbytes + int(lengths.sum()), dtype=torch.uint8)
-        batch = cls(buffer, len(samples), unreadable)
-        batch._rows().copy_(rows)
+        """Pack the images of `samples`, by a copy."""
+        sizes = [(sample.image.shape[0], sample.image.shape[1]) for sample in samples]
+        batch = cls.empty([sample.index for sample in samples], sizes, unreadable)
         for place, sample in zip(batch.images, samples, strict=True):
             place.copy_(sample.image)
+        return batch
+
+    @classmethod
+    def empty(
+        cls, index: Sequence[int], sizes: Sequence[tuple[int, int]], unreadable: list[Unreadable]
+    ) -> Batch:
+        """Make room for images of `sizes` (height, width) that are numbered `index`, and write none yet.
+
+        In a worker process the room is in shared memory.
+        """
+        heights, widths = torch.tensor(sizes, dtype=torch.int64).view(-1, 2).T
+        lengths = 3 * heights * widths
+        rows = torch.stack(
+            [torch.tensor(index, dtype=torch.int64), lengths.cumsum(0) - lengths, heights, widths]
+        )
+        batch = cls(_room(rows.nbytes + int(lengths.sum())), len(index), unreadable)
+        batch._rows().copy_(rows)
         return batch
 
     @property
@@ -76,3 +90,12 @@ class Batch:
 
     def _rows(self) -> Tensor:
         return self.buffer[: _ROWS * 8 * self.size].view(torch.int64).view(_ROWS, self.size)
+
+
+def _room(length: int) -> Tensor:
+    """Uninitialised uint8 [length]; in a worker shared, as else it would be copied to leave the process."""
+    if get_worker_info() is None or not length:
+        return torch.empty(length, dtype=torch.uint8)
+    # As torch's own collate function does.
+    shared = torch.UntypedStorage._new_shared(length)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared)

@@ -34,6 +34,7 @@ UPRIGHT: dict[int, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
     7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
     8: np.rot90,
 }
+TRANSPOSING = (5, 6, 7, 8)  # those that exchange height and width
 
 
 def decode_image(name: str, data: bytes, at_least: int | None = None) -> Pixels:
@@ -57,10 +58,52 @@ def decode_image(name: str, data: bytes, at_least: int | None = None) -> Pixels:
         UnreadableSample: broken or foreign bytes, or more pixels than Pillow's limit against
             decompression bombs.
     """
-    with readable(name):
-        stored = open_image(data)
-        pixels = read_pixels(stored, data, jpeg_scale(stored, at_least))
-        return np.ascontiguousarray(upright(pixels, stored))
+    return Undecoded(name, data, at_least).decode()
+
+
+class Undecoded:
+    """An image of which as little has been read as tells the size of what `decode_image` returns.
+
+    Of a JPEG that is the header. Files of other kinds are decoded at once: PNG may tell its orientation at
+    the very end.
+
+    Raises `UnreadableSample`, as `decode_image` does.
+    """
+
+    def __init__(self, name: str, data: bytes, at_least: int | None = None) -> None:
+        self._name = name
+        self._data = data
+        self._pixels: Pixels | None = None
+        with readable(name):
+            self._stored = open_image(data)
+            self._scale = jpeg_scale(self._stored, at_least)
+            if _is_jpeg(self._stored):
+                width, height = (-(-side // self._scale) for side in self._stored.size)
+                turned = _orientation(self._stored) in TRANSPOSING
+                self.height, self.width = (width, height) if turned else (height, width)
+            else:
+                self._pixels = self._read(None)
+                self.height, self.width = self._pixels.shape[:2]
+
+    def decode(self, out: Pixels | None = None) -> Pixels:
+        """Return the pixels [H, W, 3], written to the contiguous `out` of that shape where it is given.
+
+        Raises `UnreadableSample`; `out` then holds anything.
+        """
+        with readable(self._name):
+            pixels = self._read(out) if self._pixels is None else self._pixels
+            if out is None or np.may_share_memory(pixels, out):
+                return pixels
+            if pixels.shape != out.shape:  # Pillow, which reads the oddities, rounds in its own way
+                raise ValueError(f"it has {pixels.shape[:2]} pixels where its header tells {out.shape[:2]}")
+            out[...] = pixels
+            return out
+
+    def _read(self, out: Pixels | None) -> Pixels:
+        """Decode and turn, straight to `out` where nothing is to be turned."""
+        plain = _is_jpeg(self._stored) and _orientation(self._stored) not in UPRIGHT
+        pixels = read_pixels(self._stored, self._data, self._scale, out if plain else None)
+        return np.ascontiguousarray(upright(pixels, self._stored))
 
 
 @contextmanager
@@ -90,14 +133,15 @@ def jpeg_scale(stored: Image.Image, at_least: int | None) -> int:
     return next((scale for scale in SCALES if -(-min(stored.size) // scale) >= at_least), 1)
 
 
-def read_pixels(stored: Image.Image, data: bytes, scale: int) -> Pixels:
+def read_pixels(stored: Image.Image, data: bytes, scale: int, out: Pixels | None = None) -> Pixels:
     """Decode the pixels [H, W, 3] of the opened `stored`, as they lie in its file `data`.
 
-    A `scale` of 2, 4 or 8, for a JPEG only, makes both sides that much smaller, rounded up.
+    A `scale` of 2, 4 or 8, for a JPEG only, makes both sides that much smaller, rounded up. Most JPEGs are
+    written straight to `out`, if it is given; what is returned tells.
     """
     if _is_jpeg(stored):
         try:
-            return _read_jpeg(stored, data, scale)
+            return _read_jpeg(stored, data, scale, out)
         except ValueError as error:
             if not any(oddity in str(error) for oddity in ODDITIES):
                 raise
@@ -110,19 +154,24 @@ def read_pixels(stored: Image.Image, data: bytes, scale: int) -> Pixels:
 
 def upright(pixels: NDArray[np.generic], stored: Image.Image) -> NDArray[np.generic]:
     """Return a view of `pixels` [H, W, ...] turned as the EXIF orientation of `stored` says."""
-    try:
-        orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken metadata do not make the pixels unreadable
-        return pixels
-    turn = UPRIGHT.get(orientation)
+    turn = UPRIGHT.get(_orientation(stored))
     return pixels if turn is None else turn(pixels)
+
+
+def _orientation(stored: Image.Image) -> int:
+    """The EXIF orientation of an image."""
+    try:
+        orientation: int = stored.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata do not make the pixels unreadable
+        return 1
+    return orientation
 
 
 def _is_jpeg(stored: Image.Image) -> bool:
     return stored.format in ("JPEG", "MPO")  # MPO: a JPEG with another behind it
 
 
-def _read_jpeg(stored: Image.Image, data: bytes, scale: int) -> Pixels:
+def _read_jpeg(stored: Image.Image, data: bytes, scale: int, out: Pixels | None) -> Pixels:
     # Pillow and torchvision let most damage inside a JPEG pass, as grey or shifted blocks; simplejpeg's
     # strict mode, its default, raises wherever libjpeg-turbo complains.
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -132,4 +181,4 @@ def _read_jpeg(stored: Image.Image, data: bytes, scale: int) -> Pixels:
     if colours in ("CMYK", "YCCK"):
         inks = simplejpeg.decode_jpeg(data, "CMYK", **least)  # 255 for no ink, as Adobe writes them
         return np.array(Image.fromarray(255 - inks, "CMYK").convert("RGB"))
-    return simplejpeg.decode_jpeg(data, "RGB", **least)
+    return simplejpeg.decode_jpeg(data, "RGB", buffer=out, **least)

@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple, TypedDict
 
+import torch
+
 from vpt_vision.data.batch import Batch, Unreadable
+from vpt_vision.data.image import Pixels, Undecoded
 from vpt_vision.data.order import Order
 from vpt_vision.data.prefetch import Prefetcher
 from vpt_vision.data.source import Grouped, Sample, Source, UnreadableSample
+from vpt_vision.data.stored import StoredSource
 from vpt_vision.data.workers import Watch, read_ahead
 from vpt_vision.errors import UserError
 
@@ -178,8 +182,30 @@ class _Request(NamedTuple):
     samples: list[int]
 
 
+class _Opened(NamedTuple):
+    """An image about to be decoded."""
+
+    number: int  # of the sample in its source
+    image: Undecoded | _Whole
+    shard: str | None  # where it lies, if in a shard
+
+
+class _Whole:
+    """An image of a source that does not read files, to be had in the way of `Undecoded`."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+
+    def decode(self, out: Pixels | None = None) -> Pixels:
+        if out is None:
+            return self._pixels
+        out[...] = self._pixels
+        return out
+
+
 class _Reader:
-    """Reads a source by the batch, in whatever process."""
+    """Reads a source by the batch, in whatever process, each image straight to its place in the batch."""
 
     def __init__(self, source: Source, order: Order) -> None:
         self.source = source
@@ -188,21 +214,46 @@ class _Reader:
     def __call__(self, request: _Request, watch: Watch) -> Batch:
         began = time.perf_counter()
         unreadable: list[Unreadable] = []
-        samples = [
-            self._sample(place, index, unreadable, watch)
+        candidates = [
+            chain([index], islice(self.order.substitutes(place), TRIES - 1))
             for place, index in enumerate(request.samples, request.place)
         ]
-        batch = Batch.of(samples, unreadable)
+        opened = [self._first(some, unreadable, watch) for some in candidates]
+        sizes = [(one.image.height, one.image.width) for one in opened]
+        batch = Batch.empty([one.number for one in opened], sizes, unreadable)
+        samples: list[Sample] = []
+        all_in_place = True
+        for some, one, room in zip(candidates, opened, batch.images, strict=True):
+            watch.reading(one.number)
+            out: Pixels | None = room.numpy()
+            while True:
+                try:
+                    pixels = one.image.decode(out)
+                    break
+                except UnreadableSample as error:
+                    unreadable.append(Unreadable(error.name, error.reason, one.shard))
+                    one, out, all_in_place = self._first(some, unreadable, watch), None, False
+            samples.append(Sample(torch.from_numpy(pixels), one.number))
+        if not all_in_place:  # a substitute has another size than what it came for
+            batch = Batch.of(samples, unreadable)
         return replace(batch, seconds=time.perf_counter() - began)
 
-    def _sample(self, place: int, index: int, unreadable: list[Unreadable], watch: Watch) -> Sample:
-        for candidate in (index, *islice(self.order.substitutes(place), TRIES - 1)):
-            watch.reading(candidate)
+    def _first(self, candidates: Iterator[int], unreadable: list[Unreadable], watch: Watch) -> _Opened:
+        """Take candidates until one can be opened."""
+        for index in candidates:
+            watch.reading(index)
             try:
-                return self.source[candidate]
+                return self._open(index)
             except UnreadableSample as error:
                 unreadable.append(Unreadable(error.name, error.reason, error.shard))
         raise UserError(
             f"{TRIES} of {TRIES} images tried in a row (100.0%) are unreadable, the last {unreadable[-1]}: "
             "mend the data."
         )
+
+    def _open(self, index: int) -> _Opened:
+        if not isinstance(self.source, StoredSource):
+            sample = self.source[index]
+            return _Opened(sample.index, _Whole(sample.image.numpy()), None)
+        stored = self.source.stored(index)
+        return _Opened(index, stored.undecoded(self.source.name(index), self.source.at_least), stored.shard)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt_vision.data.decode import decode
+from vpt_vision.data.image import Undecoded
 from vpt_vision.data.source import Sample, Source, UnreadableSample
 
 
@@ -23,6 +24,13 @@ class Stored:
     depth: bytes | None = None
     shard: str | None = None  # where it lies, if in a shard
 
+    def undecoded(self, name: str, at_least: int | None) -> Undecoded:
+        """Open the image alone; raises `UnreadableSample` calling it `name`."""
+        try:
+            return Undecoded(name, self.image, at_least)
+        except UnreadableSample as error:
+            raise UnreadableSample(error.name, error.reason, self.shard) from error
+
     def decoded(self, name: str, index: int, at_least: int | None) -> Sample:
         """Decode the sample, as `decode` does; raises `UnreadableSample` calling it `name`."""
         try:
@@ -35,6 +43,10 @@ class Stored:
 @runtime_checkable
 class StoredSource(Source, Protocol):
     """A source whose samples lie in files, and can be had undecoded."""
+
+    @property
+    def at_least(self) -> int | None:
+        """Pixels of an image's shorter side that are enough; None for all there are."""
 
     @property
     def faults(self) -> list[str]:
