@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
-from vpt_vision.data.source import Fingerprinted, Sample, Source
+from vpt_vision.data.source import Fingerprinted, Source
+from vpt_vision.data.subset import Subset
 from vpt_vision.evaluation.cache import FeatureCache, digest_of_module
 from vpt_vision.evaluation.dense import DenseFeatures, MapKind, extract_dense
 from vpt_vision.evaluation.encoder import reachable_blocks
@@ -139,7 +140,7 @@ class Extractor:
         if self.cache is not None and key is not None:
             kept = self.cache.read(key)
             if kept is not None:
-                again = fresh(_Only(source, int(kept["index"][0])))[canary][0].double()
+                again = fresh(Subset(source, [int(kept["index"][0])]))[canary][0].double()
                 error = (kept[canary][0].double() - again).norm() / again.norm().clamp_min(1e-12)
                 if error < TOLERANCE:
                     return kept, None
@@ -174,21 +175,3 @@ class Extractor:
     @cached_property
     def _digest(self) -> str:
         return digest_of_module(self.encoder)
-
-
-class _Only:
-    """A source of one sample of another."""
-
-    def __init__(self, source: Source, index: int) -> None:
-        self.source = source
-        self.index = index
-        self.classes = source.classes
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.source[self.index]
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.index)

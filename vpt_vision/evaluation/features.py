@@ -59,6 +59,7 @@ class Reading:
     batch_size: int = 256  # images per forward pass
     workers: int = 0  # processes that decode; 0: this one
     max_unreadable: float = 0.01  # share of a source above which nothing is probed
+    bar: bool = True  # whether a terminal shows how far it is
 
 
 def extract(
@@ -100,7 +101,7 @@ def extract(
     labels: list[int] = []
     index: list[int] = []
     with evaluating(encoder), torch.no_grad(), autocast(device, precision):
-        for batch, batch_labels in read_batches(source, reading or Reading(), _Gather(labelled)):
+        for batch, batch_labels in read_batches(source, reading or Reading(), GatherLabels(labelled)):
             outputs = encode(encoder, renderer.whole(batch.images.to(device), size), blocks)
             block_cls.append(torch.stack([output.cls for output in outputs], 1).to(kept).cpu())
             mean_patch.append(outputs[-1].patches.float().mean(1).to(kept).cpu())
@@ -129,7 +130,9 @@ def read_batches(
     )
     lost = 0
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        console=console, transient=True, disable=not (reading.bar and console.is_terminal)
+    ) as progress:
         bar = progress.add_task("features", total=len(source))
         for gathered, count, unreadable in reads:
             for skipped in unreadable:
@@ -167,7 +170,7 @@ class _Reader(Generic[Gathered]):
         self.gather = gather
 
     def __call__(self, first: int, watch: Watch) -> tuple[Gathered | None, int, list[str]]:
-        """What became of the samples from `first` on, their number, and what cannot be read."""
+        """Give what became of the samples from `first` on, their number, and what cannot be read."""
         samples: list[Sample] = []
         unreadable: list[str] = []
         for index in range(first, min(first + self.batch_size, len(self.source))):
@@ -179,13 +182,14 @@ class _Reader(Generic[Gathered]):
         return (self.gather(samples) if samples else None), len(samples), unreadable
 
 
-class _Gather:
+class GatherLabels:
     """Packs the images of samples, beside their labels."""
 
     def __init__(self, labelled: bool) -> None:
         self.labelled = labelled
 
     def __call__(self, samples: list[Sample]) -> tuple[Batch, list[int]]:
+        """Pack `samples`; raises `UserError` where one lacks a label that is needed."""
         return Batch.of(samples, []), [_label(sample, self.labelled) for sample in samples]
 
 

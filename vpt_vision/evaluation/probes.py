@@ -21,6 +21,7 @@ from vpt_vision.evaluation.few_shot import FewShotConfig, few_shot
 from vpt_vision.evaluation.knn import knn
 from vpt_vision.evaluation.linear import LinearProbeConfig, linear_probe
 from vpt_vision.evaluation.logistic import LogisticProbeConfig, logistic_probe
+from vpt_vision.evaluation.online import OnlineConfig
 from vpt_vision.evaluation.result import ProbeResult
 from vpt_vision.evaluation.retrieval import retrieval
 from vpt_vision.evaluation.segmentation import SegmentationConfig, segmentation_probe
@@ -59,6 +60,7 @@ class EvaluationConfig(Config):
     few_shot: FewShotConfig = FewShotConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     depth: DepthConfig = DepthConfig()
+    online: OnlineConfig | None = Field(None, description="probes of the teacher while it trains")
 
     def shorter_side(self) -> int:
         """Return the pixels of an image's shorter side that are enough; the renderer halves them."""

@@ -129,6 +129,11 @@ class ProbeResult:
         figures = ", ".join(_told(name, self.interval(name)) for name in self.figures)
         return f"{self.probe}{settings}: {figures} over {len(self.index):,} test images"
 
+    def value(self, figure: str) -> float:
+        """The figure of that name over all test images."""
+        per_image = self.figures[figure]
+        return float(per_image.of(np.ones((1, len(per_image))))[0])
+
     def interval(self, figure: str) -> Interval:
         """The figure of that name with its bootstrap interval."""
         return bootstrap(self.figures[figure])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +29,15 @@ class Meter:
         """Begin to time here; what came before the first step is no part of it."""
         self._timed = 0
         self._since = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside the `with` block out of the time of steps."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - began
 
     def add(self, figures: dict[str, Tensor]) -> None:
         """Take in the scalars of one step, the same names at every step."""

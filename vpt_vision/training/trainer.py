@@ -17,6 +17,8 @@ from vpt_vision.config import RunConfig, load_config
 from vpt_vision.data import Batch, Loader, build_source, on_device
 from vpt_vision.designers import build_designer
 from vpt_vision.errors import UserError
+from vpt_vision.evaluation.features import Reading
+from vpt_vision.evaluation.online import OnlineProbe
 from vpt_vision.export import save_backbone
 from vpt_vision.feedback import build_feedback
 from vpt_vision.learner import Learner
@@ -95,6 +97,8 @@ class Trainer:
                 learner=self.learner, designer=self.designer, renderer=self.renderer
             )
         self.value_step = self._value_step()
+        self.online = self._online_probe()
+        self.online_figures: dict[str, float] = {}  # since the last line of the log
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One step: the designer sets the task, the learner learns it, and the designer learns from that."""
@@ -165,6 +169,9 @@ class Trainer:
                 self.meter.add(self.train_step(batch))
                 log.advance(self.steps_done)
                 last = self.steps_done == config.steps
+                if self.online is not None and (last or self.online.due(self.steps_done)):
+                    with self.clock.paused(), self.meter.paused():
+                        self.online_figures = self.online(self.learner.teacher.backbone)
                 if last or self.steps_done % config.log.every == 0:
                     record = self._record(wait)
                     log.write(record)
@@ -211,6 +218,7 @@ class Trainer:
             "meter": self.meter.state_dict(),
             "collapse": self.collapse.state_dict(),
             "training_seconds": self.clock.seconds,
+            "online": self.online_figures,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
@@ -228,6 +236,7 @@ class Trainer:
         self.meter.load_state_dict(state["meter"], self.device)
         self.collapse.load_state_dict(state["collapse"], self.device)
         self.clock.load(state["training_seconds"])
+        self.online_figures = state["online"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def _autocast(self) -> torch.autocast:
@@ -262,6 +271,21 @@ class Trainer:
             bf16=config.precision == "bf16",
         )
 
+    def _online_probe(self) -> OnlineProbe | None:
+        evaluation = self.config.evaluation
+        if evaluation is None or evaluation.online is None:
+            return None
+        self.learner.teacher.backbone.grid(evaluation.image_size)
+        return OnlineProbe(
+            evaluation.online,
+            build_source(evaluation.train, evaluation.shorter_side()),
+            self.renderer,
+            size=evaluation.image_size,
+            precision=self.config.precision,
+            reading=Reading(evaluation.batch_size, evaluation.workers, evaluation.max_unreadable),
+            seed=self.config.seed,
+        )
+
     def _expect_progress(self, record: dict[str, float | int | None]) -> None:
         """Give up a run of which no step counts any more."""
         self.skipped_in_a_row = self.skipped_in_a_row + self.config.log.every if record["skipped"] == 1 else 0
@@ -275,6 +299,7 @@ class Trainer:
         """One line of the log: the only place in the loop that waits for the device."""
         values = {} if self.value_step is None else self.value_step.latest
         phases = self.timer.read()
+        online, self.online_figures = self.online_figures, {}
         return {
             "step": self.steps_done,
             **self.meter.read(self.steps_done),
@@ -284,6 +309,7 @@ class Trainer:
             "training_seconds": self.clock.seconds,
             "value": None,
             **{name: float(number) for name, number in values.items()},
+            **online,
             **scheduled_values(self.config.schedule, self.steps_done - 1, self.config.steps)._asdict(),
             "unreadable": self.loader.state_dict()["unreadable"],
             "host_memory_mb": host_memory_mb(),
