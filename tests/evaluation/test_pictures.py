@@ -1,10 +1,13 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from images import pack, packed
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 from sklearn.decomposition import PCA
 
@@ -12,10 +15,11 @@ from vpt_kernels import Photometrics
 from vpt_vision.designers import Refined
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.pictures import crops_and_masks, curves, patch_pca
+from vpt_vision.evaluation.pictures.crops_and_masks import _words
 from vpt_vision.evaluation.pictures.curves import read_curve
 from vpt_vision.evaluation.pictures.patch_pca import _align, project
 from vpt_vision.evaluation.pictures.style import BLUE, ORANGE, VERMILION
-from vpt_vision.task import Masks, RenderedViews, Renderer, Task, Views
+from vpt_vision.task import Masks, RenderedViews, Renderer, Targets, Task, Views
 
 HIDDEN = "#B4B4B4"
 
@@ -81,7 +85,7 @@ def test_the_hidden_patches_are_the_ones_that_are_greyed(images, tmp_path):
     draw(images[:1], {"early": task(1, hidden=8)}, tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as image:
         pixels = np.asarray(image.convert("L")).astype(int)
-    view = pixels[:, pixels.shape[1] // 2]  # a column of pixels through global view 1
+    view = pixels[:, pixels.shape[1] * 3 // 8]  # a column of pixels through global view 1, the second of four
     dark = np.flatnonzero(np.abs(view - 30) <= 3)
     grey = np.flatnonzero(np.abs(view - 0xB4) <= 12)
     assert len(grey) > 30 and len(dark) > 60
@@ -99,6 +103,44 @@ def test_views_are_drawn_as_the_student_is_shown_them(images, tmp_path):
     crops_and_masks(images, {"plain": shown}, tmp_path / "white.png", renderer=renderer)
     plain, changed = (share(tmp_path / name, "#1E1E1E") for name in ("plain.png", "white.png"))
     assert plain > 2.5 * changed > 0.05  # of three dark squares a row the source is left
+
+
+def test_local_views_are_drawn_too_and_none_where_there_are_none(images, tmp_path):
+    renderer, name = Renderer(), tmp_path / "one.png"
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    red = (red - torch.tensor(renderer.mean)[:, None, None]) / torch.tensor(renderer.std)[:, None, None]
+    for count in (3, 0):
+        one = task(2, local_views=count)
+        rendered = renderer(images, one)
+        shown = Refined(one, rendered._replace(local_views=red.expand_as(rendered.local_views)))
+        crops_and_masks(images, {"plain": shown}, name, renderer=renderer)
+        assert (share(name, "#FF0000") > 0.02) == (count > 0)
+
+
+def test_hidden_patches_have_the_colour_of_their_weight(images, tmp_path):
+    one = task(2, hidden=8)
+    tokens = torch.ones(2, 2, 16)
+    tokens[..., :4], tokens[..., 4:8] = 2.0, 0.5
+    weighed = replace(one, targets=Targets(token_weights=tokens))
+    draw(images, {"plain": one}, tmp_path / "plain.png")
+    draw(images, {"weighed": weighed}, tmp_path / "weighed.png")
+    light, heavy = (to_hex(colormaps["RdBu_r"](end)) for end in (0.0, 1.0))
+    for colour in (light, heavy):
+        assert share(tmp_path / "weighed.png", colour) > 0.01 > 20 * share(tmp_path / "plain.png", colour)
+    assert share(tmp_path / "weighed.png", HIDDEN) < 0.2 * share(tmp_path / "plain.png", HIDDEN)
+
+
+def test_what_targets_ask_of_an_image_is_told():
+    two = torch.tensor([0.5, 1.5])
+    targets = Targets(sample_weights=two, temperature=two, mix=torch.tensor([[1.0, 2], [1, 4], [1, 6]]))
+    words = _words(replace(task(2), targets=targets), 1)
+    assert words == [
+        "image's weight 1.50",
+        "temperature × 1.50",
+        "DINO × 0.50, iBOT × 1.00",
+        "Gram × 1.50",
+    ]
+    assert _words(task(2), 1) == []
 
 
 def write(path, rows):

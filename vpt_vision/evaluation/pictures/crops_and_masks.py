@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
@@ -39,6 +42,10 @@ _HIDDEN: dict[str, Any] = {
     "hatch": "//////",
     "linewidth": 0.0,
 }
+# Weights of hidden patches: blue below 1, white at 1, red above, by their logarithm.
+_COLOURS = colormaps["RdBu_r"]
+_WEIGHTS = LogNorm(0.5, 2.0)
+_BAR = 0.6  # height of their key, inches
 
 
 class _Pen(NamedTuple):
@@ -59,11 +66,13 @@ _LOCAL = _Pen(ORANGE, 1.1, INK)
 def crops_and_masks(
     images: PackedImages, tasks: Mapping[str, Refined], path: Path, *, renderer: Renderer
 ) -> None:
-    """Draw each source image with its crop boxes, and its global views with hidden patches greyed.
+    """Draw each source image with its crop boxes, and its views, with hidden patches of global ones greyed.
 
     A row for each image, and side by side a block of columns for each entry of `tasks`, so that one
-    designer's tasks at two moments can be compared. Global views are as the student is shown them: with their
-    photometric change, and with what a designer does to pixels.
+    designer's tasks at two moments can be compared. Views are as the student is shown them: with their
+    photometric change, and with what a designer does to pixels. Where the task weighs tokens, a hidden
+    patch has the colour of its weight in place of grey; what else it says of the targets stands below the
+    source.
 
     Args:
         images: B of them, on the CPU.
@@ -72,22 +81,30 @@ def crops_and_masks(
         path: the PNG file.
         renderer: that of the views.
     """
-    rendered = {title: _global_views(refined, renderer) for title, refined in tasks.items()}
-    widest = max(len(views) for views in rendered.values())
+    rendered = {title: _Pictures.of(refined, renderer) for title, refined in tasks.items()}
+    columns = 1 + max(pictures.columns for pictures in rendered.values())
+    weighed = any(refined.task.targets.token_weights is not None for refined in tasks.values())
     cell = 1.55
-    figure = new_figure(len(tasks) * ((1 + widest) * cell + 0.3), 1.1 + len(images) * (cell + 0.2))
-    blocks = figure.subfigures(1, len(tasks), squeeze=False, wspace=0.04)[0]
+    height = 1.1 + len(images) * (cell + _caption(tasks))
+    figure = new_figure(len(tasks) * (columns * cell + 0.3), height + _BAR * weighed)
+    parts = figure.subfigures(1 + weighed, 1, squeeze=False, height_ratios=[height, *[_BAR] * weighed])[:, 0]
+    blocks = parts[0].subfigures(1, len(tasks), squeeze=False, wspace=0.04)[0]
     for block, (title, refined) in zip(blocks, tasks.items(), strict=True):
-        views, task = rendered[title], refined.task
+        pictures, task = rendered[title], refined.task
         block.suptitle(title, fontsize=TITLE, fontweight="bold", color=INK)
-        rows = block.subplots(len(images), 1 + len(views), squeeze=False)
+        rows = block.subplots(len(images), 1 + pictures.columns, squeeze=False)
         for row, (axes, image) in enumerate(zip(rows, images, strict=True)):
             _source(axes[0], image, task, row)
-            for view, axis in enumerate(axes[1:]):
-                _view(axis, views[view, row], task, view, row)
+            for view, axis in enumerate(axes[1 : 1 + len(pictures.global_views)]):
+                _view(axis, pictures.global_views[view, row], task, view, row)
+            if len(pictures.local_views):
+                axes[-1].imshow(_tiled(pictures.local_views[:, row]), interpolation="bicubic")
+                picture_only(axes[-1])
         rows[0][0].set_title("source", fontsize=TEXT, color=INK)
-        for view, axis in enumerate(rows[0][1:]):
-            axis.set_title(f"global view {view + 1}", fontsize=TEXT, color=BLUE)
+        for view in range(len(pictures.global_views)):
+            rows[0][1 + view].set_title(f"global view {view + 1}", fontsize=TEXT, color=BLUE)
+        if len(pictures.local_views):
+            rows[0][-1].set_title("local views", fontsize=TEXT, color=ORANGE)
     figure.legend(
         handles=[
             _key("global crop", _GLOBAL),
@@ -99,14 +116,67 @@ def crops_and_masks(
         frameon=False,
         fontsize=TEXT,
     )
+    if weighed:
+        bar = figure.colorbar(
+            ScalarMappable(_WEIGHTS, _COLOURS),
+            cax=parts[1].add_axes((0.3, 0.75, 0.4, 0.2)),
+            orientation="horizontal",
+            ticks=[0.5, 0.7, 1, 1.4, 2],
+            format="{x:g}",
+        )
+        bar.ax.minorticks_off()
+        bar.ax.tick_params(labelsize=SMALL - 1)
+        bar.set_label("weight of a hidden patch in iBOT's loss", fontsize=SMALL, color=INK)
     save(figure, path)
 
 
-def _global_views(refined: Refined, renderer: Renderer) -> NDArray[np.float32]:
-    """Global views as pictures [G, B, S, S, 3] in [0, 1]."""
-    views = refined.views.global_views[: len(refined.task.global_views.boxes)].detach()
-    mean, std = (torch.tensor(of)[:, None, None] for of in (renderer.mean, renderer.std))
-    return (views * std + mean).clamp(0, 1).permute(0, 1, 3, 4, 2).numpy()
+class _Pictures(NamedTuple):
+    """The views of a task as pictures in [0, 1]."""
+
+    global_views: NDArray[np.float32]  # [G, B, S, S, 3]
+    local_views: NDArray[np.float32]  # [L, B, s, s, 3]
+
+    @classmethod
+    def of(cls, refined: Refined, renderer: Renderer) -> _Pictures:
+        views, task = refined.views, refined.task
+        mean, std = (torch.tensor(of)[:, None, None] for of in (renderer.mean, renderer.std))
+        kinds = (views.global_views[: len(task.global_views.boxes)], views.local_views)
+        shown = [(kind.detach() * std + mean).clamp(0, 1).permute(0, 1, 3, 4, 2).numpy() for kind in kinds]
+        return cls(*shown)
+
+    @property
+    def columns(self) -> int:
+        return len(self.global_views) + (len(self.local_views) > 0)
+
+
+def _tiled(views: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lay square views [L, s, s, 3] out in a square of white ground, row by row."""
+    count, size = views.shape[:2]
+    side = math.ceil(math.sqrt(count))
+    gap = max(1, size // 16)
+    sheet = np.ones((side * (size + gap) - gap, side * (size + gap) - gap, 3), dtype=views.dtype)
+    for number, view in enumerate(views):
+        top, left = number // side * (size + gap), number % side * (size + gap)
+        sheet[top : top + size, left : left + size] = view
+    return sheet
+
+
+def _caption(tasks: Mapping[str, Refined]) -> float:
+    """Height in inches of the words below a source or view."""
+    return 0.2 + 0.11 * max(len(_words(refined.task, 0)) for refined in tasks.values())
+
+
+def _words(task: Task, row: int) -> list[str]:
+    """Lines that say what the task's targets ask of one image."""
+    targets, lines = task.targets, []
+    if targets.sample_weights is not None:
+        lines.append(f"image's weight {targets.sample_weights[row]:.2f}")
+    if targets.temperature is not None:
+        lines.append(f"temperature × {targets.temperature[row]:.2f}")
+    if targets.mix is not None:
+        dino, ibot, gram = (targets.mix[:, row] / targets.mix[:, row].mean()).tolist()
+        lines += [f"DINO × {dino:.2f}, iBOT × {ibot:.2f}", f"Gram × {gram:.2f}"]
+    return lines
 
 
 def _source(axis: Axes, image: Tensor, task: Task, row: int) -> None:
@@ -133,6 +203,8 @@ def _source(axis: Axes, image: Tensor, task: Task, row: int) -> None:
     axis.set_xlim(-margin, width + margin)
     axis.set_ylim(height + margin, -margin)
     picture_only(axis)
+    if lines := _words(task, row):
+        axis.set_xlabel("\n".join(lines), fontsize=SMALL - 2, color=INK, labelpad=2)
 
 
 def _box(axis: Axes, box: list[float], pen: _Pen) -> None:
@@ -161,9 +233,13 @@ def _view(axis: Axes, view: NDArray[np.float32], task: Task, number: int, row: i
     side = math.isqrt(len(hidden))
     patch = len(view) / side
     places = hidden.nonzero().flatten().tolist()
+    weights = task.targets.token_weights
     for place in places:
         top, left = place // side * patch, place % side * patch
-        axis.add_patch(Rectangle((left - 0.5, top - 0.5), patch, patch, **_HIDDEN))  # pixel 0 is centred on 0
+        look = dict(_HIDDEN)
+        if weights is not None:
+            look["facecolor"] = _COLOURS(_WEIGHTS(weights[number, row, place].item()))
+        axis.add_patch(Rectangle((left - 0.5, top - 0.5), patch, patch, **look))  # pixel 0 is centred on 0
     words = [f"{len(places)} of {len(hidden)} hidden" if places else "nothing hidden"]
     if task.global_views.flips[number, row]:
         words.append("mirrored")
