@@ -367,6 +367,7 @@ class TestWorkers:
 
 def _read_for_ever(writer):
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     batches = iter(loader(Numbers(10), workers=2))
     next(batches)
     writer.send([child.pid for child in multiprocessing.active_children()])
