@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from posed import posed
 
 from vpt_vision.designers import (
     AdversarialMasksDesigner,
     AdversarialMasksDesignerConfig,
     FixedDesigner,
 )
-from vpt_vision.task import Renderer
 
 PATCH = 4
 COUNT = 3
@@ -24,12 +24,6 @@ def make(recipe):
         return designer
 
     return build
-
-
-def posed(designer, images, keys):
-    task = designer(images, keys)
-    views = Renderer()(images, task)
-    return task, views, designer.refine(task, views, keys, None, 0.04)
 
 
 def masks_of(designer, views):

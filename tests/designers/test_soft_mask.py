@@ -1,5 +1,6 @@
 import pytest
 import torch
+from posed import posed
 from torch import nn
 
 from vpt_vision.designers import FixedDesigner, SoftMaskDesigner, SoftMaskDesignerConfig
@@ -25,12 +26,6 @@ def make(recipe):
         return designer
 
     return build
-
-
-def posed(designer, images, keys):
-    task = designer(images, keys)
-    views = Renderer()(images, task)
-    return task, views, designer.refine(task, views, keys, None, 0.04)
 
 
 def blurred(view):

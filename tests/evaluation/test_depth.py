@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from windows import one_window_each
 
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.dense import DenseFeatures
@@ -30,16 +31,7 @@ def features(maps, seed=0, noise=0.02):
     mean = nn.functional.adaptive_avg_pool2d(torch.stack(maps)[:, None], 4).flatten(2).mT
     code = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
     patches = mean * code / 5 + noise * torch.randn(count, 16, 8, generator=generator)
-    return DenseFeatures(
-        patches=patches.half(),
-        cls=torch.zeros(count, 2).half(),
-        owner=torch.arange(count),
-        places=torch.zeros(count, 2, dtype=torch.int64),
-        frames=torch.full((count, 2), SIZE),
-        map_sizes=torch.tensor([list(map_.shape) for map_ in maps]),
-        map_values=torch.cat([map_.flatten() for map_ in maps]),
-        index=torch.arange(count),
-    )
+    return one_window_each(patches, maps, SIZE)
 
 
 def slopes(count, seed=0):

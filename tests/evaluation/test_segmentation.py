@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torch import nn
+from windows import one_window_each
 
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.dense import DenseFeatures
@@ -25,21 +26,12 @@ SIZE, PATCH = 16, 4
 def features(maps, seed=0, noise=0.1, classes=3, tells=True):
     """Features of one 16-pixel window for each of square maps: noisy means of its pixels' classes."""
     generator = torch.Generator().manual_seed(seed)
-    count, side = len(maps), SIZE // PATCH
+    side = SIZE // PATCH
     codes = torch.randn(classes, 8, generator=torch.Generator().manual_seed(1))
     pixels = codes[torch.stack(maps).long().clamp(max=classes - 1)].permute(0, 3, 1, 2)
     patches = nn.functional.adaptive_avg_pool2d(pixels, side).flatten(2).mT * tells
     patches = patches + noise * torch.randn(patches.shape, generator=generator)
-    return DenseFeatures(
-        patches=patches.half(),
-        cls=torch.zeros(count, 2).half(),
-        owner=torch.arange(count),
-        places=torch.zeros(count, 2, dtype=torch.int64),
-        frames=torch.full((count, 2), SIZE),
-        map_sizes=torch.tensor([list(map_.shape) for map_ in maps]),
-        map_values=torch.cat([map_.flatten() for map_ in maps]),
-        index=torch.arange(count),
-    )
+    return one_window_each(patches, maps, SIZE)
 
 
 def blocks(count, seed=0, side=SIZE, classes=3):

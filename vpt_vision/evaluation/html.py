@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from pathlib import Path
@@ -50,9 +49,3 @@ def inline_svg(figure: Figure, alt: str) -> Markup:
         count=1,
     )
     return Markup(svg)
-
-
-def inline_png(picture: bytes, alt: str) -> Markup:
-    """Return a PNG's bytes as an image element described by `alt`."""
-    data = base64.b64encode(picture).decode("ascii")
-    return Markup('<img src="data:image/png;base64,{}" alt="{}">').format(data, alt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -182,8 +181,3 @@ def _only_the_bootstrap(difference: PairedDifference) -> str:
 
 def _the(name: str) -> str:
     return name if name == FINE_TUNED else f"the {name}"
-
-
-def seeds_of(rows: Iterable[Row], metric: str) -> dict[tuple[str, Match | None], Floats]:
-    """The metric of each row and seed."""
-    return {(row.name, row.match): per_image(row, metric).mean(1) for row in rows}
