@@ -9,10 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from vpt_vision.commands.parsing import Commands, add_command, positive
+from vpt_vision.config import load_config
+from vpt_vision.designers import FixedDesigner
 from vpt_vision.errors import UserError
-from vpt_vision.inspection.branch import branch_of
+from vpt_vision.inspection.branch import Branch, branch_of, state_of
 from vpt_vision.inspection.fidelity import measure_fidelity
 from vpt_vision.inspection.fidelity_report import FidelityReport
+from vpt_vision.inspection.oracle import SURFACES, Asked, ask_oracle
+from vpt_vision.inspection.oracle_report import OracleReport
 
 PICTURE = "fidelity.png"  # in the run's folder
 
@@ -23,7 +27,87 @@ def add_value(commands: Commands) -> None:
         commands, "value", "Hold value against what comes of tasks.", "vpt value probe runs/demo"
     )
     asked = value.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_oracle(asked)
     _add_probe(asked)
+
+
+def _add_oracle(commands: Commands) -> None:
+    oracle = add_command(
+        commands,
+        "oracle",
+        "Ask value of tasks known to be good and bad, at the start and in mid-run, against the spread over "
+        "permuted labels and against what short runs under each bring.",
+        "vpt value oracle configs/demo.yaml --json",
+    )
+    oracle.add_argument("config", type=Path, help="the run's YAML file; it needs a 'feedback' part")
+    oracle.add_argument(
+        "--surfaces",
+        nargs="+",
+        choices=SURFACES,
+        default=SURFACES,
+        help="what tasks differ in (default: all)",
+    )
+    oracle.add_argument(
+        "--checkpoint", type=Path, help="mid-run: a run's folder or checkpoint (.pt) of this config"
+    )
+    oracle.add_argument(
+        "--middle",
+        type=int,
+        help="mid-run without --checkpoint: steps to train by the recipe first (default: a quarter of the "
+        "run's, at most 100; 0: ask at the start alone)",
+    )
+    oracle.add_argument(
+        "--batches", type=positive, default=8, help="batches that value is averaged over (default: 8)"
+    )
+    oracle.add_argument(
+        "--permutations", type=positive, default=32, help="u's of permuted labels, at least 2 (default: 32)"
+    )
+    oracle.add_argument("--steps", type=int, default=16, help="of each short run; 0 for none (default: 16)")
+    oracle.add_argument(
+        "--repeats", type=positive, default=4, help="short runs of each task, at least 2 (default: 4)"
+    )
+    oracle.add_argument("--markdown", type=Path, help="file to write the tables to as well")
+    oracle.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    oracle.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the config, such as data.train.goal=colour",
+    )
+    oracle.set_defaults(run=_oracle)
+
+
+def _oracle(options: argparse.Namespace) -> int:
+    for name in ("permutations", "repeats"):
+        if getattr(options, name) < 2:
+            raise UserError(f"a spread needs two or more: raise --{name}.")
+    config = load_config(options.config, options.overrides)
+    branch = Branch(config)
+    middle = min(100, config.steps // 4) if options.middle is None else options.middle
+
+    def later() -> Branch:
+        if options.checkpoint is not None:
+            return Branch(config, state_of(options.checkpoint))
+        recipe = FixedDesigner(config.recipe, branch.backbone.patch_size).to(branch.trainer.device)
+        branch.advance(middle, recipe)
+        return branch
+
+    console = Console(stderr=True)
+    with console.status("reading feedback") as status:
+        oracle = ask_oracle(
+            branch,
+            Asked(options.batches, options.permutations, options.steps, options.repeats),
+            tuple(options.surfaces),
+            later=later if options.checkpoint is not None or middle > 0 else None,
+            progress=status.update,
+        )
+    report = OracleReport(oracle)
+    Console().print(report)
+    if options.markdown is not None:
+        options.markdown.write_text(report.markdown(), encoding="utf-8")
+    if options.json:
+        print(json.dumps(report.summary()))
+    return 0
 
 
 def _add_probe(commands: Commands) -> None:

@@ -54,7 +54,13 @@ class Branch:
         if state is not None:
             if load_config(state["config"]).feedback != config.feedback:
                 self.trainer.value_step = None  # the state's is of other tasks
-            self.trainer.load_state_dict(state)
+            try:
+                self.trainer.load_state_dict(state)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise UserError(
+                    "the checkpoint is of a run whose learner or designer differs from the config's: "
+                    f"{' '.join(str(error).split())[:200]}"
+                ) from error
         self.feedback_gradient: FeedbackGradient = value_step.feedback_gradient
         self.trainer.value_step = None
         self.trainer.adversary = None
@@ -82,6 +88,11 @@ class Branch:
         finally:
             self.trainer.designer = self.designer
 
+    def advance(self, steps: int, designer: Designer) -> None:
+        """Train on for `steps` under `designer`; the next batches are then later ones."""
+        for batch in islice(self.trainer.loader, steps):
+            self.take(batch, designer)
+
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Put learner, optimiser and step back afterwards to what they are now."""
@@ -103,6 +114,15 @@ def branch_of(run: Path, overrides: Sequence[str] = (), *, learning_rate: float 
     `overrides` change its config, such as its feedback; what makes up learner and designer must stay.
     Raises `UserError` where there is none.
     """
+    state = state_of(run)
+    return Branch(load_config(state["config"], overrides), state, learning_rate=learning_rate)
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """Read the newest checkpoint of the run in folder `run`, or the checkpoint `run` (.pt).
+
+    Raises `UserError` where there is none.
+    """
     state = newest_state(run) if run.is_dir() else read_checkpoint(run)
     if state is None:
         raise UserError(
@@ -110,4 +130,4 @@ def branch_of(run: Path, overrides: Sequence[str] = (), *, learning_rate: float 
         )
     if "config" not in state:
         raise UserError(f"{run} is not a checkpoint of vpt-vision: it has no 'config' entry.")
-    return Branch(load_config(state["config"], overrides), state, learning_rate=learning_rate)
+    return state
