@@ -72,11 +72,12 @@ class OracleReport:
             for task in moment.directions:
                 header, rows = self._table(moment, task)
                 table = Table(title=_title(moment, task), header_style="bold")
-                for number, name in enumerate(header):
-                    table.add_column(name, justify="left" if number in (0, 1, len(header) - 1) else "right")
+                for number, name in enumerate(header[:-1]):
+                    table.add_column(name, justify="left" if number < 2 else "right")
                 for row in rows:
-                    table.add_row(*row)
-                parts.append(table)
+                    table.add_row(*row[:-1])
+                said = "\n".join(f"{row[0]}: {row[-1]}" for row in rows)
+                parts += [table, Text(said, style="bold"), Text()]
         return Group(*parts, *(Text(note, style="dim") for note in self._notes()))
 
     def markdown(self) -> str:

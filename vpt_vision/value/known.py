@@ -32,7 +32,7 @@ OBJECT_HEADS: dict[Surface, tuple[str, ...]] = {
     "targets": ("token_weights",),
 }
 _SAYS: dict[Surface, tuple[str, str]] = {
-    "crops": ("crops drawn to the object", "crops drawn to the ground"),
+    "crops": ("crops drawn to the object", "crops drawn far from the object"),
     "masks": ("masks on the object", "masks on the ground"),
     "targets": ("tokens of the object weigh more", "tokens of the ground weigh more"),
     "photometrics": ("colour always changed", "colour never changed"),
@@ -157,10 +157,13 @@ class _ObjectDesigner(_KnownDesigner):
         return self.policy_of(images, given).sample(keys)
 
     def _field(self, index: int, side: int) -> Tensor:
-        """1 where the object lies and -1 elsewhere, on a grid over the image; 0 where none can be told."""
+        """1 where (near) the object and -1 elsewhere, on a grid over the image; 0 where none can be told."""
         share = object_share(self.source, index, side)
         if share is None:
             return torch.zeros(side, side)
+        if self.towards < 0 and "crops" in self.surfaces:  # boxes are large: ground beside it would show it
+            near = F.avg_pool2d(share[None], 5, stride=1, padding=2)[0]
+            return torch.where(near > near.quantile(1 / 3), 1.0, -1.0)
         return torch.where(share > 0.5 * share.max(), 1.0, -1.0)
 
 

@@ -26,6 +26,7 @@ from vpt_vision.learner.backbone import Backbone
 from vpt_vision.task import Keys
 from vpt_vision.value.setting import Setting
 
+ROUNDING = 1e-5  # relative, of values in fp32
 AT_ONCE = 8  # u's whose gradients are taken over one graph
 
 Numbers = NDArray[np.float64]
@@ -124,5 +125,7 @@ class Ranking(NamedTuple):
 def rank(of_task: Numbers, of_recipe: Numbers) -> Ranking:
     """Compare values [batches, 1 + permutations], u's first, of a task and of the recipe on the same."""
     gains = (of_task - of_recipe).mean(0)
-    null = gains[1:]
-    return Ranking(float(gains[0]), float(null.mean()), float(null.std(ddof=1)))
+    null, rounding = gains[1:], ROUNDING * np.abs(of_recipe).mean()
+    deviation = float(null.std(ddof=1))
+    # A term that the task leaves alone differs by rounding, of which no ratio tells anything.
+    return Ranking(float(gains[0]), float(null.mean()), deviation if deviation > rounding else 0.0)

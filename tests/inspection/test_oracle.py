@@ -1,0 +1,206 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vpt_vision import UserError
+from vpt_vision.cli import main
+from vpt_vision.designers import FixedDesigner
+from vpt_vision.evaluation.result import Interval
+from vpt_vision.inspection import oracle as oracle_module
+from vpt_vision.inspection.branch import Branch
+from vpt_vision.inspection.oracle import WHOLE, Answer, Asked, ask_oracle
+from vpt_vision.inspection.oracle_report import OracleReport, verdict
+from vpt_vision.value.known import KnownPolicy
+from vpt_vision.value.oracle import Ranking
+
+ASKED = Asked(batches=2, permutations=4, steps=2, repeats=2)
+
+
+@pytest.fixture(scope="module")
+def config(run):
+    from vpt_vision import load_config
+
+    return load_config(run / "config.yaml")
+
+
+@pytest.fixture(scope="module")
+def answered(config):
+    branch = Branch(config)
+
+    def later():
+        branch.advance(2, FixedDesigner(config.recipe, 8))
+        return branch
+
+    return ask_oracle(branch, ASKED, ("crops", "photometrics"), later=later)
+
+
+def test_every_policy_is_asked_about_at_every_moment(answered):
+    assert [moment.step for moment in answered.moments] == [0, 2]
+    for moment in answered.moments:
+        asked = [(answer.task, answer.policy.surface, answer.expected) for answer in moment.answers]
+        assert sorted(asked) == sorted(
+            (task, surface, sign)
+            for task in ("classes", "layers")
+            for surface in ("crops", "photometrics")
+            for sign in (1, -1)
+        )
+        for answer in moment.answers:
+            assert list(answer.rankings) == ["dino", "ibot", "koleo", WHOLE]
+            assert all(math.isfinite(ranking.z) for ranking in answer.rankings.values())
+            assert answer.outcome.low <= answer.outcome.mean <= answer.outcome.high
+
+
+def test_the_whole_is_the_weighted_sum_of_the_terms(answered):
+    for answer in answered.moments[1].answers:
+        gains = {term: ranking.gain for term, ranking in answer.rankings.items()}
+        weighted = gains["dino"] + gains["ibot"] + 0.1 * gains["koleo"]
+        assert gains[WHOLE] == pytest.approx(weighted, rel=1e-6, abs=1e-9)
+
+
+def test_the_recipe_against_itself_gains_nothing(config, monkeypatch):
+    """No ranking, no outcome: what is compared sees the same images, random numbers and start."""
+
+    def itself(recipe, patch_size, source, surfaces):
+        policy = KnownPolicy("crops", "the recipe again", FixedDesigner(recipe, patch_size), 1)
+        return [policy], []
+
+    monkeypatch.setattr(oracle_module, "known_policies", itself)
+    oracle = ask_oracle(Branch(config), ASKED)
+    for answer in oracle.moments[0].answers:
+        assert all(ranking.gain == 0 and ranking.z == 0 for ranking in answer.rankings.values())
+        assert abs(answer.outcome.mean) < 1e-4  # heads are fitted to a tolerance
+
+
+def test_outcomes_are_of_real_steps_and_best_heads(config):
+    """Against the same steps taken here, and a head fitted here."""
+    from vpt_vision.feedback import all_features
+
+    branch = Branch(config)
+    designers = [FixedDesigner(config.recipe, 8), branch.designer]
+    tasks = {name: entry.task for name, entry in branch.feedback_gradient.feedback.tasks.items()}
+    branch.feedback_gradient.fit(branch.backbone)
+    losses = oracle_module._outcomes(branch, designers, tasks, ASKED, lambda arm: None)
+    assert losses["classes"].shape == (2, 2, 4 + 3)  # 60 meta and 40 held-out examples, in groups of 16
+    batches = branch.batches(4)
+    other = Branch(config)
+    task = other.feedback_gradient.feedback.tasks["classes"].task
+    for batch in batches[2:]:
+        other.take(batch, designers[0])
+    task.fit(all_features(task, other.backbone, "head"))
+    with torch.no_grad():
+        features = all_features(task, other.backbone, "heldout")
+        expected = task.loss(features, "heldout", torch.arange(40)).item()
+    found = losses["classes"][0, 1, 4:]  # groups of 16, 16 and 8
+    assert np.average(found, weights=[16, 16, 8]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_asking_leaves_the_branch_as_it_was(config):
+    branch = Branch(config)
+    before = {name: value.clone() for name, value in branch.learner.state_dict().items()}
+    ask_oracle(branch, ASKED, ("photometrics",))
+    assert branch.step == 0
+    assert all(torch.equal(before[name], value) for name, value in branch.learner.state_dict().items())
+
+
+def answer(z, outcome, expected=1, **terms):
+    rankings = {term: Ranking(value, 0.0, 1.0) for term, value in {**terms, WHOLE: z}.items()}
+    interval = None if outcome is None else Interval(outcome, outcome - 1, outcome + 1)
+    return Answer(0, "classes", KnownPolicy("crops", "p", None, 1), expected, rankings, interval)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (answer(3, 2), "agree: better"),
+        (answer(-3, -2, -1), "agree: worse"),
+        (answer(3, -2, -1), "DISAGREE: value says better, the runs came out worse"),
+        (answer(0.5, 2), "DISAGREE: value is inside the null, the runs came out better"),
+        (answer(3, 0.5), "value says better; the runs do not tell"),
+        (answer(1, 0.5), "neither tells"),
+        (answer(3, 2, -1), "agree: better; taken for bad, it is not"),
+        (answer(3, 2, dino=4, ibot=-5), "agree: better; ibot against the runs"),
+        (answer(3, None), "ranked as known"),
+        (answer(-3, None), "AGAINST what is known: value says worse"),
+        (answer(-3, None, 0), "value says worse"),
+        (answer(1, None), "inside the null"),
+    ],
+)
+def test_verdicts(given, said):
+    assert verdict(given) == said
+
+
+def test_tables_say_what_was_answered(answered):
+    told = OracleReport(answered).markdown()
+    for word in (
+        "## classes, step 0",
+        "## layers, step 2",
+        "crops drawn to the object",
+        "ibot, z",
+        "| bad |",
+    ):
+        assert word in told
+    for moment in answered.moments:
+        for each in moment.answers:
+            assert verdict(each) in told
+
+
+def test_the_command(run, tmp_path, capsys):
+    table = tmp_path / "oracle.md"
+    config = str(run / "config.yaml")
+    options = ["--surfaces", "photometrics", "--batches", "1", "--permutations", "2", "--steps", "0"]
+    command = [
+        "value",
+        "oracle",
+        config,
+        *options,
+        "--checkpoint",
+        str(run),
+        "--markdown",
+        str(table),
+        "--json",
+    ]
+    assert main(command) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [moment["step"] for moment in told["moments"]] == [0, 30]
+    assert told["moments"][0]["answers"][0]["outcome"] is None
+    assert "colour never changed" in table.read_text()
+    colour = ["feedback.tasks.classes.source.goal=colour", "--middle", "0"]
+    assert main(["value", "oracle", config, *options, *colour, "--json"]) == 0
+    (moment,) = json.loads(capsys.readouterr().out.splitlines()[-1])["moments"]
+    known = {(entry["task"], entry["policy"]): entry["known"] for entry in moment["answers"]}
+    assert known["classes", "colour never changed"] == "good"
+    assert known["layers", "colour never changed"] == "bad"
+
+
+def test_bad_input_is_told(run, tmp_path, capsys, config):
+    path = str(run / "config.yaml")
+    assert main(["value", "oracle", path, "--repeats", "1"]) == 2
+    assert "raise --repeats" in capsys.readouterr().err
+    narrow = "learner.backbone.options={patch_size: 8, embed_dim: 16, depth: 3, num_heads: 2, img_size: 24}"
+    assert (
+        main(
+            [
+                "value",
+                "oracle",
+                path,
+                narrow,
+                "--checkpoint",
+                str(run),
+                "--surfaces",
+                "crops",
+                "--steps",
+                "0",
+                "--permutations",
+                "2",
+                "--batches",
+                "1",
+            ]
+        )
+        == 2
+    )
+    assert "differs from the config's" in capsys.readouterr().err
+    with pytest.raises(UserError, match="knows no good or bad task here: mask"):
+        ask_oracle(Branch(config), ASKED, ("mask_ratio",))
