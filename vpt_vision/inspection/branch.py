@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vpt_vision.config import RunConfig, load_config
-from vpt_vision.data import Batch
+from vpt_vision.data import Batch, on_device
 from vpt_vision.designers import Designer
 from vpt_vision.errors import UserError
 from vpt_vision.feedback import FeedbackGradient
@@ -76,7 +76,7 @@ class Branch:
     def batches(self, count: int) -> list[Batch]:
         """Read the next `count` batches of the run; at every call the same ones."""
         state = self.trainer.loader.state_dict()
-        read = list(islice(iter(self.trainer.loader), count))
+        read = self._read(count)
         self.trainer.loader.load_state_dict(state)
         return read
 
@@ -90,8 +90,12 @@ class Branch:
 
     def advance(self, steps: int, designer: Designer) -> None:
         """Train on for `steps` under `designer`; the next batches are then later ones."""
-        for batch in islice(self.trainer.loader, steps):
+        for batch in self._read(steps):
             self.take(batch, designer)
+
+    def _read(self, count: int) -> list[Batch]:
+        with closing(on_device(iter(self.trainer.loader), self.trainer.device)) as batches:
+            return list(islice(batches, count))
 
     @contextmanager
     def undone(self) -> Iterator[None]:

@@ -163,12 +163,8 @@ def _base(branch: Branch) -> Designer:
     """The run's designer, or a learned one at the recipe where that is fixed."""
     if not isinstance(branch.designer, FixedDesigner):
         return branch.designer
-    recipe = branch.config.recipe
-    surfaces = (
-        ("crops", "photometrics", "masks") if recipe.masks.kind == "random" else ("crops", "photometrics")
-    )
-    config = LearnedDesignerConfig(kind="learned", surfaces=surfaces)
-    return LearnedDesigner(config, recipe, branch.backbone.patch_size).to(branch.trainer.device)
+    config = LearnedDesignerConfig(kind="learned")
+    return LearnedDesigner(config, branch.config.recipe, branch.backbone.patch_size).to(branch.trainer.device)
 
 
 def _directions(

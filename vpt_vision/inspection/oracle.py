@@ -158,7 +158,7 @@ def _values(
         setting = Setting(
             learner,
             branch.trainer.renderer,
-            batch.images.to(branch.trainer.device),
+            batch.images,
             scheduled.teacher_temperature,
             config.value.tail_blocks,
             bf16=config.precision == "bf16",

@@ -20,7 +20,6 @@ from vpt_vision.designers import (
 )
 from vpt_vision.designers.photometrics import EVENTS, STRENGTHS
 from vpt_vision.designers.streams import Stream
-from vpt_vision.errors import UserError
 from vpt_vision.task import Keys, Task
 
 GROUND = (0, 255)  # values of a segmentation map that are no object
@@ -88,15 +87,8 @@ def known_policies(
                 "segmentation maps, or maps that do not tell it from the ground."
             )
             continue
-        try:
-            bent = LearnedDesigner(
-                LearnedDesignerConfig(kind="learned", surfaces=(surface,), width=8, logit_bound=CERTAIN),
-                recipe,
-                patch_size,
-            )
-        except UserError as error:
-            notes.append(f"{surface}: {error}")
-            continue
+        config = LearnedDesignerConfig(kind="learned", surfaces=(surface,), width=8, logit_bound=CERTAIN)
+        bent = LearnedDesigner(config, recipe, patch_size)
         for says, towards in zip(_SAYS[surface], (1, -1), strict=True):
             designer = (
                 _ColourDesigner(bent, towards)
