@@ -44,6 +44,23 @@ def test_steps_are_taken_back(branch):
     assert all(parameter.grad is None for parameter in branch.learner.parameters())
 
 
+def test_without_a_gradient_momentum_and_decay_lead_on(branch):
+    """AdamW by hand (Loshchilov & Hutter 2019, algorithm 2) with g = 0, on a parameter with decay."""
+    adamw = branch.trainer.optimiser.adamw
+    parameter = dict(branch.backbone.vit.named_parameters())["blocks.2.mlp.fc1.weight"]
+    before, past = parameter.detach().clone(), {k: v.clone() for k, v in adamw.state[parameter].items()}
+    with branch.carried():
+        group = next(g for g in adamw.param_groups if any(p is parameter for p in g["params"]))
+        (beta1, beta2), t = group["betas"], past["step"] + 1
+        first = beta1 * past["exp_avg"] / (1 - beta1**t)
+        second = (beta2 * past["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"]
+        assert group["weight_decay"] > 0
+        expected = before - group["lr"] * (first / second + group["weight_decay"] * before)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(parameter, before)
+    assert torch.equal(parameter, before) and torch.equal(adamw.state[parameter]["step"], past["step"])
+
+
 def test_batches_are_the_next_ones_at_every_call(branch):
     first, again = (branch.batches(3) for _ in range(2))
     assert all(torch.equal(a.index, b.index) for a, b in zip(first, again, strict=True))

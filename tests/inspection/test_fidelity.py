@@ -9,7 +9,16 @@ from vpt_vision import UserError
 from vpt_vision.cli import main
 from vpt_vision.designers import FixedDesigner
 from vpt_vision.inspection.branch import Branch, branch_of
-from vpt_vision.inspection.fidelity import HEADLINE, READINGS, WHOLE, Reading, measure_fidelity
+from vpt_vision.inspection.fidelity import (
+    CARRIED,
+    HERE,
+    PERMUTED,
+    READINGS,
+    RUNS_OWN,
+    WHOLE,
+    Reading,
+    measure_fidelity,
+)
 from vpt_vision.inspection.spread import Spread
 from vpt_vision.task import Keys
 
@@ -26,32 +35,42 @@ def tiny_steps(run):
 @pytest.mark.parametrize("moved", ["θ_S", "all"])
 def test_small_steps_do_what_was_predicted(tiny_steps, task, moved):
     """SGD's change is -⟨P u, g⟩ itself; AdamW's differs from it by what momentum does to every step alike."""
-    sgd = tiny_steps.of(task, Reading("SGD", moved, moved, "fresh"))
+    sgd = tiny_steps.of(task, Reading("SGD", moved, moved, HERE))
     assert np.abs(sgd.predicted).max() > 0
     rounding = 6e-7  # of a loss about 1 in fp32
     np.testing.assert_allclose(
         sgd.realised["meta"], sgd.predicted, atol=0.05 * np.abs(sgd.predicted).max() + rounding
     )
-    adamw = tiny_steps.of(task, Reading("AdamW", moved, moved, "fresh"))
+    adamw = tiny_steps.of(task, Reading("AdamW", moved, moved, HERE))
     gap = adamw.realised["meta"] - adamw.predicted
     assert gap.std() < 0.4 * adamw.predicted.std()
     assert adamw.pearson().value > 0.9
 
 
+@pytest.mark.parametrize("task", ["classes", "layers"])
+def test_at_the_runs_learning_rate_the_step_does_what_is_predicted_where_momentum_leads(run, task):
+    fidelity = measure_fidelity(branch_of(run), **{**SETTINGS, "count": 10})
+    for moved in ("θ_S", "all"):
+        carried, here = (fidelity.of(task, Reading("AdamW", moved, moved, u)) for u in (CARRIED, HERE))
+        assert carried.pearson().value > 0.9
+        assert carried.pearson().value > here.pearson().value - 0.02
+        assert np.array_equal(carried.realised["meta"], here.realised["meta"])
+
+
 def test_what_is_left_out_of_the_prediction_is_missed(tiny_steps):
     whole = tiny_steps.of("classes", WHOLE)
-    partial = tiny_steps.of("classes", Reading("AdamW", "all", "θ_S", "fresh"))
+    partial = tiny_steps.of("classes", Reading("AdamW", "all", "θ_S", CARRIED))
     assert whole.pearson().value > partial.pearson().value
     assert np.array_equal(whole.realised["meta"], partial.realised["meta"])
-    headline = tiny_steps.of("classes", HEADLINE)
-    assert np.array_equal(partial.predicted, headline.predicted)
+    of_tail, of_all = (tiny_steps.of("classes", Reading("AdamW", m, "θ_S", HERE)) for m in ("θ_S", "all"))
+    assert np.array_equal(of_tail.predicted, of_all.predicted)
 
 
 def test_all_series_are_there(tiny_steps):
     for task in ("classes", "layers"):
         readings = [series.reading for series in tiny_steps.series if series.task == task]
         assert readings[: len(READINGS)] == list(READINGS)
-        assert [reading.u for reading in readings[len(READINGS) :]] == ["the run's", *["permuted labels"] * 2]
+        assert [reading.u for reading in readings[len(READINGS) :]] == [RUNS_OWN, *[PERMUTED] * 2]
     assert all(
         len(series.predicted) == 6 and np.isfinite(series.predicted).all() for series in tiny_steps.series
     )
@@ -114,7 +133,7 @@ def test_the_command(run, tmp_path, capsys):
     assert main([*command, "--json"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     told = json.loads(last)
-    for figure in ("pearson", "spearman", "pearson_heldout"):
+    for figure in ("pearson", "spearman", "pearson_heldout", "pearson_all_moved", "pearson_u_of_run"):
         assert told[figure].keys() == {"classes", "layers"}
         assert all(-1 <= value <= 1 for value in told[figure].values())
     assert told["learning_rate"] == 1e-3 and told["tasks_sampled"] == 4

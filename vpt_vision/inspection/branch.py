@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vpt_vision.config import RunConfig, load_config
@@ -18,6 +19,7 @@ from vpt_vision.errors import UserError
 from vpt_vision.feedback import FeedbackGradient
 from vpt_vision.training.checkpoint import read_checkpoint
 from vpt_vision.training.run_folder import newest_state
+from vpt_vision.training.schedules import scheduled_values
 from vpt_vision.training.trainer import Trainer
 
 
@@ -96,6 +98,21 @@ class Branch:
     def _read(self, count: int) -> list[Batch]:
         with closing(on_device(iter(self.trainer.loader), self.trainer.device)) as batches:
             return list(islice(batches, count))
+
+    @contextmanager
+    def carried(self) -> Iterator[None]:
+        """Stand, for a while, where the optimiser's next step leads without a gradient.
+
+        Momentum and weight decay carry the learner there whatever the task; the task's own part of the step
+        starts from there.
+        """
+        nothing = torch.stack(
+            [(0 * parameter).sum() for parameter in self.learner.student.parameters()]
+        ).sum()
+        with self.undone():
+            scheduled = scheduled_values(self.config.schedule, self.step, self.config.steps)
+            self.trainer.optimiser.step(nothing, scheduled)
+            yield
 
     @contextmanager
     def undone(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -38,7 +38,13 @@ class Reading(NamedTuple):
     optimiser: Optimiser
     moved: Moved  # parameters of the backbone that the realised step moves
     predicted_over: Moved  # those that the prediction counts
-    u: str  # "fresh", "the run's" or "permuted labels"
+    u: str  # CARRIED, HERE, RUNS_OWN or PERMUTED
+
+
+CARRIED = "where momentum leads"  # u at the point that every step starts from, whatever its task
+HERE = "here"  # u where the learner stands
+RUNS_OWN = "the run's average"  # here, over past steps: what the designer has learned from
+PERMUTED = "permuted labels"  # where momentum leads
 
 
 @dataclass(frozen=True)
@@ -74,20 +80,23 @@ class Fidelity:
         return next(series for series in self.series if (series.task, series.reading) == (task, reading))
 
 
-# In the order of the table. The first is the one that value speaks of: the step that AdamW takes on the
+# In the order of the table. The first is the one that value speaks of: the step that AdamW takes, on the
 # parameters that u is taken in.
-HEADLINE = Reading("AdamW", "θ_S", "θ_S", "fresh")
-WHOLE = Reading("AdamW", "all", "all", "fresh")
+HEADLINE = Reading("AdamW", "θ_S", "θ_S", CARRIED)
+WHOLE = Reading("AdamW", "all", "all", CARRIED)
 READINGS = (
     HEADLINE,
     WHOLE,
-    Reading("AdamW", "all", "θ_S", "fresh"),
-    Reading("SGD", "θ_S", "θ_S", "fresh"),
-    Reading("SGD", "all", "all", "fresh"),
-    Reading("SGD", "all", "θ_S", "fresh"),
+    Reading("AdamW", "all", "θ_S", CARRIED),
+    Reading("AdamW", "θ_S", "θ_S", HERE),
+    Reading("AdamW", "all", "all", HERE),
+    Reading("AdamW", "all", "θ_S", HERE),
+    Reading("SGD", "θ_S", "θ_S", HERE),
+    Reading("SGD", "all", "all", HERE),
+    Reading("SGD", "all", "θ_S", HERE),
 )
-RUNS_OWN = Reading("AdamW", "θ_S", "θ_S", "the run's")
-PERMUTED = Reading("AdamW", "θ_S", "θ_S", "permuted labels")
+RUNS_READING = Reading("AdamW", "θ_S", "θ_S", RUNS_OWN)
+CONTROL = Reading("AdamW", "θ_S", "θ_S", PERMUTED)
 
 
 def measure_fidelity(
@@ -102,7 +111,9 @@ def measure_fidelity(
     """Take `count` real steps from where `branch` stands, each under a policy and on a batch of its own.
 
     Heads are fitted once, before, and stay: a prediction and what it is held against are of the same loss on
-    the same examples. u is its gradient on all of them.
+    the same examples. u is its gradient on all of them, where the learner stands or where momentum and weight
+    decay carry it: AdamW's step is -lr (momentum + P g + decay θ), and of that the task decides P g alone, so
+    the loss changes with the task as it does around that point.
 
     Args:
         branch: left as it is, but for its heads.
@@ -120,15 +131,14 @@ def measure_fidelity(
     tasks = {name: entry.task for name, entry in branch.feedback_gradient.feedback.tasks.items()}
     own = branch.feedback_gradient.by_task  # before the heads are fitted anew
     directions = {
-        name: _directions(task, branch, parameters, tail, examples, permutations)
-        for name, task in tasks.items()
+        name: _directions(task, branch, tail, examples, permutations) for name, task in tasks.items()
     }
     for name, direction in own.items():
-        directions[name][RUNS_OWN.u] = [direction]
+        directions[name][RUNS_OWN, "θ_S"] = [direction]
     downstream = Downstream(tasks, backbone, tail_blocks, examples)
     start = downstream.losses()
     moved_along = {
-        name: {u: [_moved_along(each, branch, parameters) for each in found] for u, found in of_it.items()}
+        name: {at: [_moved_along(each, branch, parameters) for each in found] for at, found in of_it.items()}
         for name, of_it in directions.items()
     }
     predicted: dict[tuple[str, Reading], list[list[float]]] = {}
@@ -139,12 +149,16 @@ def measure_fidelity(
         for way, losses in taken.losses.items():
             realised.setdefault(way, []).append({key: losses[key] - start[key] for key in losses})
         for name in tasks:
-            for reading in (*READINGS, *([RUNS_OWN] if own else []), *([PERMUTED] if permutations else [])):
+            for reading in (
+                *READINGS,
+                *([RUNS_READING] if own else []),
+                *([CONTROL] if permutations else []),
+            ):
                 over = parameters if reading.predicted_over == "all" else tail
                 predicted.setdefault((name, reading), []).append(
                     [
                         -float(inner({key: along[reading.optimiser][key] for key in over}, taken.gradient))
-                        for along in moved_along[name][reading.u]
+                        for along in moved_along[name][reading.u, reading.moved]
                     ]
                 )
         progress(number + 1)
@@ -168,24 +182,36 @@ def _base(branch: Branch) -> Designer:
 
 
 def _directions(
-    task: FeedbackTask,
-    branch: Branch,
-    parameters: Mapping[str, nn.Parameter],
-    tail: list[str],
-    examples: int,
-    permutations: int,
-) -> dict[str, list[Direction]]:
-    """Fit one task's head, and take its u in all parameters; with permuted labels in θ_S alone."""
+    task: FeedbackTask, branch: Branch, tail: list[str], examples: int, permutations: int
+) -> dict[tuple[str, Moved], list[Direction]]:
+    """Fit one task's head, and take its u's, by where they are taken and by what the step moves.
+
+    In all parameters, but with permuted labels in θ_S alone.
+    """
+    backbone = branch.backbone
+    parameters = dict(backbone.vit.named_parameters())
     index = torch.arange(min(examples, task.count("meta")))
-    features = all_features(task, branch.backbone, "head")
-    task.fit(features)
-    (fresh,) = gradients_over([task], branch.backbone, "meta", index, parameters)
+    features = all_features(task, backbone, "head")
     controls = [PermutedLabels(task, seed) for seed in range(permutations)]
-    for control in controls:
-        control.fit(features)
-    of_tail = {key: parameters[key] for key in tail}
-    permuted = gradients_over(controls, branch.backbone, "meta", index, of_tail) if controls else []
-    return {"fresh": [fresh.gradient], "permuted labels": [each.gradient for each in permuted]}
+    for each in (task, *controls):
+        each.fit(features)
+
+    def u(some: Sequence[FeedbackTask], names: Iterable[str]) -> list[Direction]:
+        into = {name: parameters[name] for name in names}
+        found = gradients_over(some, backbone, "meta", index, into) if some else []
+        return [each.gradient for each in found]
+
+    directions: dict[tuple[str, Moved], list[Direction]] = {}
+    directions[HERE, "all"] = directions[HERE, "θ_S"] = u([task], parameters)
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with branch.carried():
+        directions[CARRIED, "all"] = u([task], parameters)
+        with torch.no_grad():
+            for name in parameters.keys() - set(tail):
+                parameters[name].copy_(start[name])
+        directions[CARRIED, "θ_S"] = u([task], parameters)
+        directions[PERMUTED, "θ_S"] = u(controls, tail)
+    return directions
 
 
 def _moved_along(

@@ -14,7 +14,16 @@ from rich.text import Text
 
 from vpt_vision.evaluation.pictures.scatter import Panel, scatter
 from vpt_vision.feedback import Split
-from vpt_vision.inspection.fidelity import HEADLINE, PERMUTED, WHOLE, Fidelity, Reading, Series
+from vpt_vision.inspection.fidelity import (
+    CONTROL,
+    HEADLINE,
+    HERE,
+    RUNS_READING,
+    WHOLE,
+    Fidelity,
+    Reading,
+    Series,
+)
 from vpt_vision.value.correlation import Correlation, Numbers, pearson, spearman
 
 
@@ -25,7 +34,7 @@ class FidelityReport:
     fidelity: Fidelity
 
     def summary(self) -> dict[str, object]:
-        """What `--json` prints; NaN where predictions or changes did not vary."""
+        """What `--json` prints; null where predictions or changes did not vary."""
         fidelity = self.fidelity
         headline = {name: fidelity.of(name, HEADLINE) for name in fidelity.tasks}
         return {
@@ -37,6 +46,9 @@ class FidelityReport:
             "pearson_heldout": {
                 name: _number(series.pearson("heldout").value) for name, series in headline.items()
             },
+            "pearson_all_moved": self._pearson(WHOLE),
+            "pearson_u_here": self._pearson(HEADLINE._replace(u=HERE)),
+            "pearson_u_of_run": self._pearson(RUNS_READING),
             "readings": [
                 {
                     "task": series.task,
@@ -53,6 +65,14 @@ class FidelityReport:
             ],
         }
 
+    def _pearson(self, reading: Reading) -> dict[str, float | None]:
+        """Each task's correlation on meta; tasks without that reading are left out."""
+        return {
+            series.task: _number(series.pearson().value)
+            for series in self.fidelity.series
+            if series.reading == reading
+        }
+
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []
         for task in self.fidelity.tasks:
@@ -62,9 +82,9 @@ class FidelityReport:
                 table.add_column(name, justify="right")
             of_task = [series for series in self.fidelity.series if series.task == task]
             for series in of_task:
-                if series.reading != PERMUTED:
+                if series.reading != CONTROL:
                     table.add_row(*_row(series))
-            if controls := [series for series in of_task if series.reading == PERMUTED]:
+            if controls := [series for series in of_task if series.reading == CONTROL]:
                 table.add_row(*_control_row(controls))
             parts.append(table)
         return Group(*parts, Text(self._note(), style="dim"))
@@ -95,9 +115,10 @@ class FidelityReport:
             f"{len(fidelity.series[0].predicted)} steps from step {fidelity.step}, each on a batch and under "
             f"a policy of its own, at learning rate {fidelity.learning_rate:g}. Predicted is -⟨P u, g⟩ over "
             f"the parameters that are moved unless said otherwise; θ_S are the last {fidelity.tail_blocks} "
-            "blocks and the final norm. Brackets hold bootstrap 95 % intervals over the steps. Slope is "
-            "realised change per unit of predicted change, 1 where the first order is all there is. Momentum "
-            "and weight decay move every step alike, and the prediction leaves them out."
+            "blocks and the final norm. Momentum and weight decay move every step alike and are left out of "
+            "the prediction; u is taken where they lead, or here, where the learner stands. Brackets hold "
+            "bootstrap 95 % intervals over the steps. Slope is realised change per unit of predicted change, "
+            "1 where the first order is all there is."
         )
 
 
@@ -106,10 +127,8 @@ def _panel(title: str, series: Series, split: Split) -> Panel:
 
 
 def _name(reading: Reading) -> str:
-    step = f"{reading.optimiser}, {reading.moved} moved"
-    if reading.u != "fresh":
-        return f"{step}; u: {reading.u}"
-    return step if reading.moved == reading.predicted_over else f"{step}; u over {reading.predicted_over}"
+    over = "" if reading.moved == reading.predicted_over else f" over {reading.predicted_over}"
+    return f"{reading.optimiser}, {reading.moved} moved; u{over}: {reading.u}"
 
 
 def _row(series: Series) -> list[str]:
