@@ -97,6 +97,20 @@ def test_outcomes_are_of_real_steps_and_best_heads(config):
     assert np.average(found, weights=[16, 16, 8]) == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_fall_of_loss_is_above_0(config, monkeypatch):
+    """Losses lower than the recipe's by 0.5 in every run and group of examples but for some noise."""
+
+    def outcomes(branch, designers, tasks, asked, progress):
+        recipe = 2 + np.random.default_rng(0).normal(size=(asked.repeats, 7))
+        noise = 0.01 * np.random.default_rng(1).normal(size=recipe.shape)
+        return {name: np.stack([recipe, *([recipe - 0.5 + noise] * (len(designers) - 1))]) for name in tasks}
+
+    monkeypatch.setattr(oracle_module, "_outcomes", outcomes)
+    for answer in ask_oracle(Branch(config), ASKED, ("photometrics",)).moments[0].answers:
+        assert answer.outcome.mean == pytest.approx(0.5, abs=0.02)
+        assert 0 < answer.outcome.low < answer.outcome.high
+
+
 def test_asking_leaves_the_branch_as_it_was(config):
     branch = Branch(config)
     before = {name: value.clone() for name, value in branch.learner.state_dict().items()}
