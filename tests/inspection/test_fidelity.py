@@ -136,6 +136,8 @@ def test_the_command(run, tmp_path, capsys):
     for figure in ("pearson", "spearman", "pearson_heldout", "pearson_all_moved", "pearson_u_of_run"):
         assert told[figure].keys() == {"classes", "layers"}
         assert all(-1 <= value <= 1 for value in told[figure].values())
+    assert min(told["pearson_sgd"].values()) > 0.9
+    assert [len(values) for values in told["pearson_permuted"].values()] == [1, 1]
     assert told["learning_rate"] == 1e-3 and told["tasks_sampled"] == 4
     assert any("AdamW, θ_S" in line for line in table)
     with Image.open(picture) as image:

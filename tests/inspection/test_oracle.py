@@ -151,7 +151,7 @@ def test_tables_say_what_was_answered(answered):
     for word in (
         "## classes, step 0",
         "## layers, step 2",
-        "crops drawn to the object",
+        "crops at the object",
         "ibot, z",
         "| bad |",
     ):
@@ -187,6 +187,23 @@ def test_the_command(run, tmp_path, capsys):
     known = {(entry["task"], entry["policy"]): entry["known"] for entry in moment["answers"]}
     assert known["classes", "colour never changed"] == "good"
     assert known["layers", "colour never changed"] == "bad"
+
+
+def test_recipes_are_asked_about_by_name(run, capsys):
+    config = str(run / "config.yaml")
+    few = ["--batches", "1", "--permutations", "2", "--steps", "0", "--middle", "0"]
+    grey = "all grey: recipe.photometrics.grey_p=1 'recipe.photometrics.global_solarize_p=[0, 0]'"
+    same = "the same: recipe.photometrics.hue=0.1"
+    command = ["value", "oracle", config, *few, "--surfaces", "--good", same, "--bad", grey, "--json"]
+    assert main(command) == 0
+    (moment,) = json.loads(capsys.readouterr().out.splitlines()[-1])["moments"]
+    answers = {(entry["policy"], entry["known"]): entry for entry in moment["answers"]}
+    assert {name for name, _ in answers} == {"all grey", "the same"}
+    assert answers["the same", "good"]["value"][WHOLE]["gain"] == 0  # hue's range is 0.1 by default
+    assert answers["all grey", "bad"]["value"][WHOLE]["gain"] != 0
+    for said in ("no name", "name:", "lr: schedule.learning_rate=1"):
+        assert main(["value", "oracle", config, "--good", said]) == 2
+        assert "changes to keys of 'recipe'" in capsys.readouterr().err
 
 
 def test_bad_input_is_told(run, tmp_path, capsys, config):

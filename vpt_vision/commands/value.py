@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from vpt_vision.commands.parsing import Commands, add_command, positive
-from vpt_vision.config import load_config
+from vpt_vision.config import RunConfig, load_config
 from vpt_vision.designers import FixedDesigner
 from vpt_vision.errors import UserError
 from vpt_vision.inspection.branch import Branch, branch_of, state_of
@@ -17,6 +18,7 @@ from vpt_vision.inspection.fidelity import measure_fidelity
 from vpt_vision.inspection.fidelity_report import FidelityReport
 from vpt_vision.inspection.oracle import SURFACES, Asked, ask_oracle
 from vpt_vision.inspection.oracle_report import OracleReport
+from vpt_vision.value.known import KnownPolicy
 
 PICTURE = "fidelity.png"  # in the run's folder
 
@@ -42,11 +44,20 @@ def _add_oracle(commands: Commands) -> None:
     oracle.add_argument("config", type=Path, help="the run's YAML file; it needs a 'feedback' part")
     oracle.add_argument(
         "--surfaces",
-        nargs="+",
+        nargs="*",
         choices=SURFACES,
         default=SURFACES,
-        help="what tasks differ in (default: all)",
+        help="what tasks differ in (default: all; none named: the recipes of --good and --bad alone)",
     )
+    for worth in ("good", "bad"):
+        oracle.add_argument(
+            f"--{worth}",
+            action="append",
+            default=[],
+            metavar="NAME:CHANGES",
+            help=f"a recipe known to be {worth}: a name, a colon and changes to the config's, such as "
+            "'no hue: recipe.photometrics.hue=0 recipe.photometrics.grey_p=0'; may be given again",
+        )
     oracle.add_argument(
         "--checkpoint", type=Path, help="mid-run: a run's folder or checkpoint (.pt) of this config"
     )
@@ -98,6 +109,11 @@ def _oracle(options: argparse.Namespace) -> int:
             branch,
             Asked(options.batches, options.permutations, options.steps, options.repeats),
             tuple(options.surfaces),
+            recipes=[
+                _recipe(said, config, branch.backbone.patch_size, towards)
+                for given, towards in ((options.good, 1), (options.bad, -1))
+                for said in given
+            ],
             later=later if options.checkpoint is not None or middle > 0 else None,
             progress=status.update,
         )
@@ -108,6 +124,19 @@ def _oracle(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report.summary()))
     return 0
+
+
+def _recipe(said: str, config: RunConfig, patch_size: int, towards: int) -> KnownPolicy:
+    """The policy that --good or --bad tells of as NAME:CHANGES."""
+    name, _, changes = (part.strip() for part in said.partition(":"))
+    words = shlex.split(changes)
+    if not (name and words) or not all(word.startswith("recipe.") for word in words):
+        raise UserError(
+            f"'{said}' is no recipe: give a name, a colon and changes to keys of 'recipe', such as "
+            "'no hue: recipe.photometrics.hue=0'."
+        )
+    recipe = load_config(config.model_dump(mode="json"), words).recipe
+    return KnownPolicy("recipe", name, FixedDesigner(recipe, patch_size), towards)
 
 
 def _add_probe(commands: Commands) -> None:

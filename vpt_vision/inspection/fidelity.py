@@ -84,6 +84,7 @@ class Fidelity:
 # parameters that u is taken in.
 HEADLINE = Reading("AdamW", "θ_S", "θ_S", CARRIED)
 WHOLE = Reading("AdamW", "all", "all", CARRIED)
+PLAIN = Reading("SGD", "θ_S", "θ_S", HERE)
 READINGS = (
     HEADLINE,
     WHOLE,
@@ -91,7 +92,7 @@ READINGS = (
     Reading("AdamW", "θ_S", "θ_S", HERE),
     Reading("AdamW", "all", "all", HERE),
     Reading("AdamW", "all", "θ_S", HERE),
-    Reading("SGD", "θ_S", "θ_S", HERE),
+    PLAIN,
     Reading("SGD", "all", "all", HERE),
     Reading("SGD", "all", "θ_S", HERE),
 )
@@ -113,7 +114,9 @@ def measure_fidelity(
     Heads are fitted once, before, and stay: a prediction and what it is held against are of the same loss on
     the same examples. u is its gradient on all of them, where the learner stands or where momentum and weight
     decay carry it: AdamW's step is -lr (momentum + P g + decay θ), and of that the task decides P g alone, so
-    the loss changes with the task as it does around that point.
+    the loss changes with the task as it does around that point. All of it is known before the step: u and P
+    are taken once, before any task is sampled, and the prediction of a step adds its gradient alone, not
+    where it led.
 
     Args:
         branch: left as it is, but for its heads.

@@ -18,6 +18,7 @@ from vpt_vision.inspection.fidelity import (
     CONTROL,
     HEADLINE,
     HERE,
+    PLAIN,
     RUNS_READING,
     WHOLE,
     Fidelity,
@@ -49,6 +50,11 @@ class FidelityReport:
             "pearson_all_moved": self._pearson(WHOLE),
             "pearson_u_here": self._pearson(HEADLINE._replace(u=HERE)),
             "pearson_u_of_run": self._pearson(RUNS_READING),
+            "pearson_sgd": self._pearson(PLAIN),
+            "pearson_permuted": {
+                task: [_number(series.pearson().value) for series in self._of(task, CONTROL)]
+                for task in fidelity.tasks
+            },
             "readings": [
                 {
                     "task": series.task,
@@ -68,10 +74,14 @@ class FidelityReport:
     def _pearson(self, reading: Reading) -> dict[str, float | None]:
         """Each task's correlation on meta; tasks without that reading are left out."""
         return {
-            series.task: _number(series.pearson().value)
-            for series in self.fidelity.series
-            if series.reading == reading
+            task: _number(series.pearson().value)
+            for task in self.fidelity.tasks
+            for series in self._of(task, reading)
         }
+
+    def _of(self, task: str, reading: Reading) -> list[Series]:
+        """One of most readings, none where it was not taken, one for each permutation of the control."""
+        return [series for series in self.fidelity.series if (series.task, series.reading) == (task, reading)]
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []
@@ -84,7 +94,7 @@ class FidelityReport:
             for series in of_task:
                 if series.reading != CONTROL:
                     table.add_row(*_row(series))
-            if controls := [series for series in of_task if series.reading == CONTROL]:
+            if controls := self._of(task, CONTROL):
                 table.add_row(*_control_row(controls))
             parts.append(table)
         return Group(*parts, Text(self._note(), style="dim"))

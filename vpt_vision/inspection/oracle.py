@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,10 +75,13 @@ def ask_oracle(
     asked: Asked,
     surfaces: tuple[Surface, ...] = SURFACES,
     *,
+    recipes: Sequence[KnownPolicy] = (),
     later: Callable[[], Branch] | None = None,
     progress: Callable[[str], None] = lambda doing: None,
 ) -> Oracle:
-    """Ask where `branch` stands, and where `later` makes one stand, about two policies of each surface.
+    """Ask where `branch` stands, and where `later` makes one stand, about known policies.
+
+    These are two of each surface, and the other `recipes`.
 
     The policies are compared with the recipe on the same images and random numbers, each by batches of its
     own, so that no policy's targets are balanced with another's.
@@ -91,6 +94,7 @@ def ask_oracle(
     policies, notes = known_policies(
         config.recipe, branch.backbone.patch_size, branch.trainer.loader.source, surfaces
     )
+    policies += recipes
     if not policies:
         raise UserError("the oracle knows no good or bad task here: " + " ".join(notes))
     for policy in policies:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -70,12 +72,13 @@ class OracleReport:
         parts: list[RenderableType] = []
         for moment in self.oracle.moments:
             for task in moment.directions:
-                header, rows = self._table(moment, task)
-                table = Table(title=_title(moment, task), header_style="bold")
-                for number, name in enumerate(header[:-1]):
-                    table.add_column(name, justify="left" if number < 2 else "right")
-                for row in rows:
-                    table.add_row(*row[:-1])
+                (policy, _, *header), rows = self._table(moment, task)
+                table = Table(title=_title(moment, task), header_style="bold", box=SIMPLE)
+                table.add_column(policy)
+                for name in header[:-1]:
+                    table.add_column(name.replace(", ", "\n"), justify="right")
+                for name, known, *cells, _ in rows:
+                    table.add_row(f"{name}\n({known})", *(re.sub(r" (?=\[|±)", "\n", c) for c in cells))
                 said = "\n".join(f"{row[0]}: {row[-1]}" for row in rows)
                 parts += [table, Text(said, style="bold"), Text()]
         return Group(*parts, *(Text(note, style="dim") for note in self._notes()))

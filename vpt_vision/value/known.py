@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,21 +32,21 @@ OBJECT_HEADS: dict[Surface, tuple[str, ...]] = {
     "targets": ("token_weights",),
 }
 _SAYS: dict[Surface, tuple[str, str]] = {
-    "crops": ("crops drawn to the object", "crops drawn far from the object"),
+    "crops": ("crops at the object", "crops far from the object"),
     "masks": ("masks on the object", "masks on the ground"),
-    "targets": ("tokens of the object weigh more", "tokens of the ground weigh more"),
+    "targets": ("weight on the object", "weight on the ground"),
     "photometrics": ("colour always changed", "colour never changed"),
 }
 
 
 @dataclass(frozen=True)
 class KnownPolicy:
-    """A policy that differs from the recipe on one surface, in a direction whose worth is known."""
+    """A policy that differs from the recipe in a direction whose worth is known."""
 
-    surface: Surface
+    surface: Surface | Literal["recipe"]  # the one it differs on; recipe: it is another recipe
     name: str
     designer: Designer
-    towards: int  # 1: to the object, or more change of colour; -1: away from that
+    towards: int  # 1: to the object, more change of colour, a good recipe; -1: away from that, a bad one
 
     def expected(self, source: SourceConfig | None) -> int:
         """1 where it is good for labels of `source`, -1 where bad, 0 where that is not known.
