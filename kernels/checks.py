@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATS = (torch.float32, torch.float64)
 LOGITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,8 +49,7 @@ def expect(
 def expect_counts(function: str, counts: Tensor, patches: int) -> None:
     """Refuse `counts` unless int64 [N] and, where looking does not wait for a device, within 0..`patches`."""
     expect(function, "counts", counts, INTEGER, ("N",))
-    looks = counts.device.type == "cpu" and not torch.compiler.is_compiling()
-    found = counts.tolist() if looks else []
+    found = counts.tolist() if _shows(counts) else []
     if found and (min(found) < 0 or max(found) > patches):
         raise ValueError(
             f"{function}: counts must lie in 0..{patches}, the number of patches, "
@@ -70,12 +70,17 @@ def expect_rows(function: str, rows: Tensor | None, tokens: int, teachers: int, 
             )
         return
     expect(function, "rows", rows, INTEGER, (tokens, "P"), device)
-    looks = device.type == "cpu" and not torch.compiler.is_compiling()
-    if looks and ((rows < -1) | (rows >= teachers)).any():
+    if _shows(rows) and ((rows < -1) | (rows >= teachers)).any():
         raise ValueError(
             f"{function}: rows must lie in -1..{teachers - 1}, the teacher's rows or -1 for none, "
             f"got {int(rows.min())}..{int(rows.max())}."
         )
+
+
+def _shows(tensor: Tensor) -> bool:
+    """Whether `tensor` has values that can be looked at without waiting: not on a device, traced or fake."""
+    on_host = tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+    return on_host and not torch.compiler.is_compiling()
 
 
 def expect_temperatures(

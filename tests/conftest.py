@@ -49,7 +49,7 @@ def tiny_settings(tmp_path):
             },
             "head": {"prototypes": 32, "hidden": 32, "bottleneck": 16},
         },
-        "designer": {"kind": "learned", "width": 8, "learning_rate": 0.05},
+        "designer": {"kind": "learned", "thumbnail": 32, "width": 8, "blocks": 1, "learning_rate": 0.05},
         "feedback": {
             "source": {"kind": "fashion_scenes", "size": 32, "split": "feedback", "count": 200},
             "head_size": 100,

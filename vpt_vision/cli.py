@@ -24,6 +24,7 @@ from vpt_vision.data.tools.shard import parse_size, write_shards
 from vpt_vision.data.tools.show import contact_sheet, save_sheet
 from vpt_vision.demo import run_demo
 from vpt_vision.errors import UserError
+from vpt_vision.inspection.footprint import footprint
 from vpt_vision.training.trainer import train
 
 
@@ -65,7 +66,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    print(dump_config(load_config(options.config, options.overrides)), end="")
+    config = load_config(options.config, options.overrides)
+    print(dump_config(config), end="", flush=True)
+    for line in footprint(config).lines(config):
+        print(f"# {line}")
     return 0
 
 
@@ -128,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     config = add_command(
         commands,
         "config",
-        "Print a config with every default filled in and overrides applied.",
+        "Print a config with every default filled in and overrides applied, and how large its networks are.",
         "vpt config configs/demo.yaml schedule.learning_rate=1e-4",
     )
     _takes_config(config)

@@ -48,7 +48,7 @@ def wild() -> Callable[..., LearnedDesigner]:
         recipe: RecipeConfig, surfaces: list[str], scale: float = 1.0, seed: int = 0
     ) -> LearnedDesigner:
         torch.manual_seed(seed)
-        config = LearnedDesignerConfig(kind="learned", surfaces=surfaces, width=8)
+        config = LearnedDesignerConfig(kind="learned", surfaces=surfaces, thumbnail=32, width=8, blocks=1)
         designer = LearnedDesigner(config, recipe, PATCH)
         with torch.no_grad():
             for parameter in designer.parameters():

@@ -21,6 +21,7 @@ from vpt_vision.designers import (
     RecipeConfig,
     build_designer,
 )
+from vpt_vision.designers.network import ThumbnailNetwork
 from vpt_vision.task import Keys, Task, Views
 
 PATCH = 4
@@ -337,13 +338,31 @@ def test_describe_and_fields(recipe: RecipeConfig, images: PackedImages, wild: W
     assert not any(moved[name].isclose(described[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("thumbnail", "width", "least", "most"), [(32, 32, 5e4, 3e5), (64, 48, 5e4, 3e5)])
+@pytest.mark.parametrize("sizes", [{}, {"thumbnail": 32, "width": 32, "blocks": 1}])
 def test_the_network_is_small_and_normalises_within_an_image(
-    recipe: RecipeConfig, images: PackedImages, thumbnail: int, width: int, least: float, most: float
+    recipe: RecipeConfig, images: PackedImages, sizes: dict[str, int]
 ) -> None:
-    config = LearnedDesignerConfig(kind="learned", surfaces=ALL, thumbnail=thumbnail, width=width)
+    config = LearnedDesignerConfig(kind="learned", surfaces=ALL, **sizes)
     designer = LearnedDesigner(config, recipe, PATCH)
-    assert least < sum(parameter.numel() for parameter in designer.parameters()) < most
+    few = 1e5 if sizes else 4e5
+    assert 0.9 * few < sum(parameter.numel() for parameter in designer.parameters()) < 1.1 * few
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in designer.modules())
-    assert designer.policy(images).mask_bend.field.shape == (8, thumbnail // 4, thumbnail // 4)
+    side = config.thumbnail // 4
+    assert designer.policy(images).mask_bend.field.shape == (8, side, side)
     assert set(designer.state_dict()) == {name for name, _ in designer.named_parameters()}
+
+
+def test_a_cell_of_the_map_sees_as_far_as_is_told() -> None:
+    """The gradient of the middle cell reaches 7 + 16 · blocks pixels a side, but for the norms."""
+    for blocks in (1, 2):
+        network = ThumbnailNetwork(96, 8, blocks)
+        for block in network.blocks:
+            block[0] = nn.Identity()
+        x = torch.randn(1, 3, 96, 96, requires_grad=True)
+        y = network.stem(x)
+        for block in network.blocks:
+            y = y + block(y)
+        y[0, :, 12, 12].sum().backward()
+        assert x.grad is not None
+        seen = x.grad[0].abs().sum(0) > 0
+        assert seen.any(0).sum() == seen.any(1).sum() == 7 + 16 * blocks

@@ -40,7 +40,7 @@ def test_starts_at_the_recipe(images: PackedImages, kind: str) -> None:
     recipe = RecipeConfig.model_validate(
         {"masks": {"kind": kind}, "crops": {"global_size": 64, "local_size": 16, "local_views": 1}}
     )
-    config = LearnedDesignerConfig(kind="learned", surfaces=["mask_ratio"], width=8)
+    config = LearnedDesignerConfig(kind="learned", surfaces=["mask_ratio"], thumbnail=32, width=8, blocks=1)
     learned, fixed = LearnedDesigner(config, recipe, 8), FixedDesigner(recipe, 8)
     for step in range(40):
         keys = Keys(0, step, 7 * torch.arange(len(images)))
@@ -114,7 +114,9 @@ def test_density_has_the_mean_that_kl_is_and_a_score_of_mean_zero() -> None:
 
 def test_stays_within_the_recipe_whatever_the_weights(images: PackedImages) -> None:
     recipe = RecipeConfig.model_validate({"crops": {"global_size": 64, "local_views": 0}})
-    config = LearnedDesignerConfig(kind="learned", surfaces=["mask_ratio", "masks"], width=8)
+    config = LearnedDesignerConfig(
+        kind="learned", surfaces=["mask_ratio", "masks"], thumbnail=32, width=8, blocks=1
+    )
     for seed in range(6):
         torch.manual_seed(seed)
         designer = LearnedDesigner(config, recipe, 8)
@@ -180,7 +182,7 @@ def test_images_of_any_size_and_none_masked() -> None:
     recipe = RecipeConfig.model_validate(
         {"masks": {"probability": 0.0}, "crops": {"global_size": 64, "local_views": 0}}
     )
-    config = LearnedDesignerConfig(kind="learned", surfaces=["mask_ratio"], width=8)
+    config = LearnedDesignerConfig(kind="learned", surfaces=["mask_ratio"], thumbnail=32, width=8, blocks=1)
     masks = LearnedDesigner(config, recipe, 8)(blank(3, 20, 30), Keys(0, 0, torch.arange(3))).masks
     assert masks.total == 0
     assert not masks.hidden.any()

@@ -22,7 +22,9 @@ FIELDS = tuple(field.name for field in fields(Targets))
 
 def build(recipe: RecipeConfig, scale: float = 0.0, seed: int = 0, **bounds: float) -> LearnedDesigner:
     torch.manual_seed(seed)
-    config = LearnedDesignerConfig(kind="learned", surfaces=["targets"], width=8, targets=bounds)
+    config = LearnedDesignerConfig(
+        kind="learned", surfaces=["targets"], thumbnail=32, width=8, blocks=1, targets=bounds
+    )
     designer = LearnedDesigner(config, recipe, 4)
     with torch.no_grad():
         for parameter in designer.heads.parameters():

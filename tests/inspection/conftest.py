@@ -30,7 +30,7 @@ def run(tmp_path_factory):
             },
             "head": {"prototypes": 32, "hidden": 32, "bottleneck": 16},
         },
-        "designer": {"kind": "learned", "width": 8, "learning_rate": 0.05},
+        "designer": {"kind": "learned", "thumbnail": 32, "width": 8, "blocks": 1, "learning_rate": 0.05},
         "feedback": {"tasks": {"classes": sizes, "layers": {"kind": "depth", **sizes}}},
         "value": {"every": 10, "batch": 4, "pairs": 1, "tail_blocks": 1},
         "checkpoint": {"every": 30},

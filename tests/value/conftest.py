@@ -74,7 +74,7 @@ def make_designer(recipe: RecipeConfig) -> Callable[..., LearnedDesigner]:
 
     def make(*, apart: float = 0.1, **settings: object) -> LearnedDesigner:
         torch.manual_seed(1)
-        config = LearnedDesignerConfig(kind="learned", width=8, **settings)
+        config = LearnedDesignerConfig(kind="learned", thumbnail=32, width=8, blocks=1, **settings)
         designer = LearnedDesigner(config, recipe, 8)
         with torch.no_grad():
             for parameter in designer.heads.parameters():

@@ -40,7 +40,7 @@ def case(make_learner, direction, images, keys):
         }
     )
     torch.manual_seed(3)
-    config = LearnedDesignerConfig(kind="learned", width=8, surfaces=["masks"])
+    config = LearnedDesignerConfig(kind="learned", thumbnail=32, width=8, blocks=1, surfaces=["masks"])
     designer = LearnedDesigner(config, recipe, 8)
     torch.nn.init.normal_(designer.heads["masks"].weight, std=0.1)
     images, keys = images[:2], keys._replace(samples=keys.samples[:2])

@@ -14,12 +14,13 @@ STRIDE = 4  # of the feature map, in pixels of the thumbnail
 class ThumbnailNetwork(nn.Module):
     """Features of an image's thumbnail, pooled and as a map.
 
-    Two strided convolutions and a residual block. Normalisation is by groups of channels within an
-    image, never over the batch: an image's features do not depend on its neighbours. It stands inside the
-    residual branch and before the map, so that overall brightness and colour reach the pooled features.
+    Two strided convolutions and residual blocks; a cell of the map sees 7 + 16 · blocks pixels of the
+    thumbnail along each side. Normalisation is by groups of channels within an image, never over the batch:
+    an image's features do not depend on its neighbours. It stands inside the residual branches and before
+    the map, so that overall brightness and colour reach the pooled features.
     """
 
-    def __init__(self, thumbnail: int, width: int) -> None:
+    def __init__(self, thumbnail: int, width: int, blocks: int) -> None:
         super().__init__()
         self.thumbnail = thumbnail
         self.features = 2 * width
@@ -30,11 +31,14 @@ class ThumbnailNetwork(nn.Module):
             nn.Conv2d(width, self.features, 3, stride=2, padding=1),
             nn.GELU(),
         )
-        self.block = nn.Sequential(
-            nn.GroupNorm(groups, self.features),
-            nn.Conv2d(self.features, self.features, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(self.features, self.features, 3, padding=1),
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(groups, self.features),
+                nn.Conv2d(self.features, self.features, 3, padding=1),
+                nn.GELU(),
+                nn.Conv2d(self.features, self.features, 3, padding=1),
+            )
+            for _ in range(blocks)
         )
         self.map_norm = nn.GroupNorm(groups, self.features)
         self.pool = nn.Sequential(
@@ -45,7 +49,8 @@ class ThumbnailNetwork(nn.Module):
         """Return pooled features [B, D] and their map [B, D, R, C], fp32, of whole `images`."""
         with torch.autocast(images.device.type, enabled=False):
             x = self.stem(self._thumbnails(images))
-            x = x + self.block(x)
+            for block in self.blocks:
+                x = x + block(x)
             return self.pool(x.mean((-2, -1))), self.map_norm(x)
 
     def _thumbnails(self, images: PackedImages) -> Tensor:
