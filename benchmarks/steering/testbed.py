@@ -128,10 +128,9 @@ def _markdown(folder: Path, studies: dict[str, Study], pixels: ProbeResult) -> s
         levels = {row.name: _per_row(row, METRICS[1]) for row in study.rows}
         for row in study.rows:
             cells = [row.name, _level(_per_row(row, METRICS[0]), ".1%"), _level(levels[row.name], ".3f")]
-            if row.name != RECIPE:
-                mean, error = _gain(levels[RECIPE], levels[row.name])
-                cells += [f"{mean:+.3f} ± {error:.3f}", f"{mean / error:+.1f}"]
-            lines.append(_line([*cells, ""][:5]))
+            mean, error = _gain(levels[RECIPE], levels[row.name])
+            gained = [f"{mean:+.3f} ± {error:.3f}", f"{mean / error:+.1f}"] if error else ["", ""]
+            lines.append(_line([*cells, *gained]))
         lines.append("")
         for arm, against in ((RECIPE, START), (GOOD, RECIPE), (BAD, RECIPE)):
             interval = contrast(study, arm, against, METRICS[1], "updates").difference.interval
