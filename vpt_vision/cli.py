@@ -17,6 +17,7 @@ from vpt_vision.commands.compare import add_compare
 from vpt_vision.commands.eval import add_eval
 from vpt_vision.commands.parsing import Commands, add_command, positive
 from vpt_vision.commands.value import add_value
+from vpt_vision.commands.viz import add_viz
 from vpt_vision.config import dump_config, load_config
 from vpt_vision.data.tools.check import check
 from vpt_vision.data.tools.opening import open_source
@@ -46,9 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line whose overrides may stand anywhere among its options."""
+    """Parse a command line whose overrides, or images, may stand anywhere among its options."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    if "images" in options:
+        options.images += [Path(word) for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -141,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_compare(commands)
     add_value(commands)
+    add_viz(commands)
 
     demo = add_command(
         commands,

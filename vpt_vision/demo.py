@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from vpt_kernels import PackedImages
 from vpt_vision.config import RunConfig, load_config
-from vpt_vision.data import Sample, Source, UnreadableSample, build_source
+from vpt_vision.data import build_source
 from vpt_vision.designers import Refined, build_designer
 from vpt_vision.errors import UserError
-from vpt_vision.evaluation.pictures import crops_and_masks, curves, patch_pca
+from vpt_vision.evaluation.pictures import crops_and_masks, curves, first_images, patch_pca
 from vpt_vision.evaluation.probes import EvaluationConfig, probe
 from vpt_vision.evaluation.report import Arm, Report
 from vpt_vision.learner import Backbone
@@ -110,10 +106,8 @@ def _draw(
 ) -> None:
     """Draw the designer's tasks early and late, on the same images and random numbers; curves; features."""
     folder = Path(config.output)
-    source = build_source(evaluation.test, config.shorter_side())
-    samples = list(islice(_readable(source), PICTURED))
-    images = PackedImages.pack([sample.image for sample in samples])
-    keys = Keys(config.seed, 0, torch.tensor([sample.index for sample in samples]))
+    pictured = first_images(build_source(evaluation.test, config.shorter_side()), PICTURED)
+    images, keys = pictured.images, Keys(config.seed, 0, pictured.numbers)
     state = newest_state(folder)
     assert state is not None, "the run has ended, so it has saved"
     renderer = config.renderer()
@@ -130,9 +124,3 @@ def _draw(
     finer = 2 * evaluation.image_size  # twice the patches along each side
     on_cpu = {name: backbone.cpu() for name, backbone in backbones.items()}
     patch_pca(on_cpu, images, folder / "features.png", renderer=renderer, size=finer)
-
-
-def _readable(source: Source) -> Iterator[Sample]:
-    for index in range(len(source)):
-        with suppress(UnreadableSample):
-            yield source[index]

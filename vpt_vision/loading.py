@@ -94,11 +94,20 @@ def load_encoder(source: str | Path, *, network: Network = "teacher", weights: s
     return load_backbone(source, network=network, weights=weights)
 
 
-def renderer_for(source: str | Path, config: RunConfig, encoder: nn.Module) -> Renderer:
+def native_size(encoder: nn.Module) -> int:
+    """Side in pixels of the images that a loaded encoder was made for."""
+    if isinstance(encoder, TimmEncoder):
+        return int(encoder.model.default_cfg["input_size"][-1])
+    vit = cast(Backbone, encoder).vit
+    own = getattr(vit.patch_embed, "img_size", None)  # None where a model takes any
+    return int((own or vit.default_cfg["input_size"])[-1])
+
+
+def renderer_for(source: str | Path, config: RunConfig | None, encoder: nn.Module) -> Renderer:
     """Return the renderer of the pixels that an encoder was trained on, as far as that is known.
 
     That of the run where `source` is one or came from one; what timm says of a model of its own; else that of
-    `config`.
+    `config`, where there is one.
     """
     path = Path(source)
     if path.suffix == ".safetensors" and path.is_file():
@@ -107,5 +116,5 @@ def renderer_for(source: str | Path, config: RunConfig, encoder: nn.Module) -> R
     if own is not None:
         return own.renderer()
     if path.exists():
-        return config.renderer()
+        return Renderer() if config is None else config.renderer()
     return timm_renderer(encoder.model if isinstance(encoder, TimmEncoder) else cast(Backbone, encoder).vit)

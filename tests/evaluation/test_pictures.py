@@ -16,10 +16,11 @@ from vpt_vision.designers import Refined
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.pictures import crops_and_masks, curves, patch_pca
 from vpt_vision.evaluation.pictures.crops_and_masks import _words
-from vpt_vision.evaluation.pictures.curves import read_curve
+from vpt_vision.evaluation.pictures.curves import designer_panels, online_panels, series
 from vpt_vision.evaluation.pictures.patch_pca import _align, project
 from vpt_vision.evaluation.pictures.style import BLUE, ORANGE, VERMILION
 from vpt_vision.task import Masks, RenderedViews, Renderer, Targets, Task, Views
+from vpt_vision.training.log import read_log
 
 HIDDEN = "#B4B4B4"
 
@@ -168,9 +169,40 @@ def test_curves_of_a_single_point_and_of_nan(tmp_path):
     file = write(tmp_path / "a.jsonl", rows)
     curves({"one": file}, tmp_path / "one.png")
     assert share(tmp_path / "one.png", BLUE) > 0
-    curve = read_curve(file)
-    assert curve.step.tolist() == [5, 6] and curve.loss[0] == 2.0
-    assert np.isnan(curve.loss[1]) and np.isnan(curve.value).all()
+    steps, loss = series(read_log(file), "loss")
+    assert (steps.tolist(), loss.tolist()) == ([5], [2.0])
+    assert series(read_log(file), "value")[0].size == 0
+
+
+def test_every_logged_figure_of_the_designer_has_its_panel_and_no_other(tmp_path):
+    """Value and cosine on both splits, losses, KL and entropy of every surface, scales, ratio, guard."""
+    figures = ["value", "heldout/value", "cosine", "heldout/cosine", "meta_loss", "heldout_loss", "kl/crops"]
+    figures += [
+        "kl/masks",
+        "entropy/crops",
+        "policy/masks/ratio",
+        "policy/global/scale",
+        "guard/interventions",
+    ]
+    figures += ["meta_loss/breed", "heldout_loss/breed"]
+    lines = [{"step": step, "loss": 1.0, **dict.fromkeys(figures, 0.1 * step)} for step in range(30)]
+    panels = designer_panels([lines])
+    shown = [key for panel in panels for key in panel.figures if key in figures]
+    assert sorted(shown) == sorted(
+        set(figures) - {"meta_loss/breed", "heldout_loss/breed"}
+    )  # one task: the same
+    assert len(panels) == len(shown) - 3  # value, cosine and loss show both splits at once
+    lines[3]["meta_loss/parts"] = 1.0
+    assert len(designer_panels([lines])) == len(panels) + 2
+    assert designer_panels([[{"step": 1, "loss": 2.0, "value": None}]]) == []
+    assert [panel.title for panel in online_panels([[{"step": 1, "online/knn_accuracy": 0.5}]])] == [
+        "knn accuracy"
+    ]
+
+    curves({"run": write(tmp_path / "a.jsonl", lines)}, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.height > 0.9 * image.width
+    assert share(tmp_path / "one.png", BLUE) > 0.005
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import get_args
 
 import torch
 
-from vpt_vision.commands.parsing import Commands, add_command
+from vpt_vision.commands.parsing import Commands, add_command, names_model
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.probes import Probe, probe, summary
@@ -35,32 +35,16 @@ def add_eval(commands: Commands) -> None:
     for name in get_args(Probe):
         word = name.replace("_", "-")
         command = add_command(probes, word, PURPOSES[name], f"vpt eval {word} runs/demo --json")
-        takes_model(command)
+        names_model(command)
+        command.add_argument(
+            "--config", help="a run config whose 'evaluation' names the data (default: the run's own)"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
         command.add_argument(
             "--no-cache", action="store_true", help="extract features anew, and do not keep them"
         )
         command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
         command.set_defaults(run=run_probe, probe=name)
-
-
-def takes_model(command: argparse.ArgumentParser) -> None:
-    """Let a command name a model, and the config with its data."""
-    command.add_argument(
-        "model",
-        help="a run's folder, a checkpoint (.pt), a backbone (.safetensors), or the name of a timm model",
-    )
-    command.add_argument(
-        "--config", help="a run config whose 'evaluation' names the data (default: the run's own)"
-    )
-    command.add_argument(
-        "--weights",
-        default="timm",
-        help="for a timm model: timm (its pretrained weights), none (random), or a safetensors file",
-    )
-    command.add_argument(
-        "--student", action="store_true", help="take a checkpoint's student instead of its teacher"
-    )
 
 
 def run_probe(options: argparse.Namespace) -> int:

@@ -13,6 +13,22 @@ def add_command(commands: Commands, name: str, purpose: str, example: str) -> ar
     return commands.add_parser(name, help=purpose, description=purpose, epilog=f"example: {example}")
 
 
+def names_model(command: argparse.ArgumentParser) -> None:
+    """Let a command name a model."""
+    command.add_argument(
+        "model",
+        help="a run's folder, a checkpoint (.pt), a backbone (.safetensors), or the name of a timm model",
+    )
+    command.add_argument(
+        "--weights",
+        default="timm",
+        help="for a timm model: timm (its pretrained weights), none (random), or a safetensors file",
+    )
+    command.add_argument(
+        "--student", action="store_true", help="take a checkpoint's student instead of its teacher"
+    )
+
+
 def positive(text: str) -> int:
     """Read a number of 1 or more, as argparse's `type`."""
     number = int(text)

@@ -108,9 +108,17 @@ class Backbone(nn.Module):
     def attend(self, images: Tensor) -> tuple[Features, Tensor]:
         """Encode `images` [N, 3, s, s], and say how much the last class token attends to each patch.
 
-        The attention is the last block's, the mean over heads, [N, T] fp32: what the prefix tokens get is
-        left out. That block's attention is computed once more, by plain products, for a fused kernel keeps
-        its weights to itself. Raises UserError where the model has no class token or no such attention.
+        The attention is the last block's, the mean over heads, [N, T] fp32: see `attend_by_head`.
+        """
+        features, attention = self.attend_by_head(images)
+        return features, attention.mean(1)
+
+    def attend_by_head(self, images: Tensor) -> tuple[Features, Tensor]:
+        """Encode `images` [N, 3, s, s]; return the attention of the last block's class token as well.
+
+        [N, heads, T] fp32: what the prefix tokens get is left out. That block's attention is computed once
+        more, by plain products, for a fused kernel keeps its weights to itself. Raises UserError where the
+        model has no class token or no such attention.
         """
         inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         attention: Any = getattr(self.vit.blocks[-1], "attn", None)
@@ -128,7 +136,7 @@ class Backbone(nn.Module):
             handle.remove()
         args, kwargs = inputs[0]
         weights = _attention_weights(attention, *args, **kwargs)
-        return features, weights[:, :, 0, self.num_prefix_tokens :].mean(1, dtype=torch.float32)
+        return features, weights[:, :, 0, self.num_prefix_tokens :].float()
 
     def trunk(self, images: Tensor, hidden: Tensor | None, tail_blocks: int) -> TailInput:
         """Run everything below the last `tail_blocks` blocks; `tail(trunk(...))` equals `forward(...)`."""

@@ -24,7 +24,7 @@ class CheckpointConfig(Config):
     designers: int = Field(
         6,
         ge=0,
-        description="states of a learned designer kept for pictures, evenly over the run; a few 100 kB",
+        description="states of a learned designer kept for pictures, evenly over the run; 1.6 MB each",
     )
 
 

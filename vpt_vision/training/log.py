@@ -122,6 +122,32 @@ class Log:
             )
 
 
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's `metrics.jsonl`, each with its `step`; a figure that was not finite is None.
+
+    Raises `UserError` for a missing file, a line that is no JSON object with a step, or no line at all.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}): name a run that has logged a step."
+        ) from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            int(record["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{file}, line {number} is not a JSON object with a step and figures: mend or delete it."
+            ) from error
+        records.append(record)
+    if not records:
+        raise UserError(f"{file} holds no logged step: train for longer, or log more often.")
+    return records
+
+
 def _text(number: float | int | None) -> str:
     return "not finite" if number is None else f"{number:.3f}"
 

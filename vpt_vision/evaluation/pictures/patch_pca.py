@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpt_kernels import PackedImages
+from vpt_vision.evaluation.encoder import device_of, encode
+from vpt_vision.evaluation.pictures.images import whole_pictures
 from vpt_vision.evaluation.pictures.style import INK, SMALL, TEXT, TITLE, new_figure, picture_only, save
 from vpt_vision.feedback.evaluating import evaluating
-from vpt_vision.learner.backbone import Backbone
 from vpt_vision.task import Renderer
 
 
@@ -26,31 +27,30 @@ class Projection(NamedTuple):
 
 
 def patch_pca(
-    backbones: Mapping[str, Backbone],
+    encoders: Mapping[str, nn.Module],
     images: PackedImages,
     path: Path,
     *,
     renderer: Renderer,
     size: int,
 ) -> None:
-    """Draw the patch PCA of B `images` seen whole at `size` pixels, a row for each backbone.
+    """Draw the patch PCA of B `images` seen whole at `size` pixels, a row for each encoder.
 
-    One PCA for each backbone over the patches of all images, as in DINOv2's figures, so that a colour
+    One PCA for each encoder over the patches of all images, as in DINOv2's figures, so that a colour
     means the same in every image of a row. A component's sign is arbitrary; it is settled so that rows
     resemble the first one. The brightest and darkest 1 % of each component are clipped.
     """
     rows: dict[str, Projection] = {}
-    for label, backbone in backbones.items():
-        projection = project(_patch_grids(backbone, renderer.whole(images, size)))
+    for label, encoder in encoders.items():
+        projection = project(_patch_grids(encoder, renderer.whole(images, size)))
         first = next(iter(rows.values()), projection).components
         rows[label] = projection._replace(components=_align(projection.components, first))
 
     count, cell = len(images), 1.45
     figure = new_figure(1.5 + count * cell, 0.75 + (1 + len(rows)) * (cell + 0.05))
     grid = figure.subplots(1 + len(rows), count, squeeze=False)
-    plain = replace(renderer, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    for column, picture in enumerate(plain.whole(images, size).clamp(0, 1)):
-        grid[0][column].imshow(picture.permute(1, 2, 0).cpu().numpy(), interpolation="bicubic")
+    for column, picture in enumerate(whole_pictures(images)):
+        grid[0][column].imshow(picture.numpy(), interpolation="bicubic")
         for axes, projection in zip(grid[1:], rows.values(), strict=True):
             axes[column].imshow(_colours(projection.components)[column].numpy(), interpolation="nearest")
     for axis in grid.flat:
@@ -80,12 +80,11 @@ def project(patches: Tensor) -> Projection:
     return Projection(components.view(*patches.shape[:3], 3), float(explained))
 
 
-def _patch_grids(backbone: Backbone, images: Tensor) -> Tensor:
+def _patch_grids(encoder: nn.Module, images: Tensor) -> Tensor:
     """Patch features [B, h, w, D] of normalised images, on the CPU."""
-    device = next(backbone.parameters()).device
-    with evaluating(backbone), torch.no_grad():
-        patches = backbone(images.to(device)).patches.float().cpu()
-    side = backbone.grid(images.shape[-1])
+    with evaluating(encoder), torch.no_grad():
+        patches = encode(encoder, images.to(device_of(encoder)))[0].patches.float().cpu()
+    side = math.isqrt(patches.shape[1])
     return patches.view(len(patches), side, side, -1)
 
 
