@@ -45,6 +45,7 @@ def fails(capsys):
             ["value"],
             ["value", "probe"],
             ["demo"],
+            ["report"],
         ),
         *(["data"], ["data", "shard"], ["data", "check"], ["data", "show"]),
     ],

@@ -16,6 +16,7 @@ from rich.console import Console
 from vpt_vision.commands.compare import add_compare
 from vpt_vision.commands.eval import add_eval
 from vpt_vision.commands.parsing import Commands, add_command, positive
+from vpt_vision.commands.report import add_report
 from vpt_vision.commands.value import add_value
 from vpt_vision.commands.viz import add_viz
 from vpt_vision.config import dump_config, load_config
@@ -25,7 +26,7 @@ from vpt_vision.data.tools.shard import parse_size, write_shards
 from vpt_vision.data.tools.show import contact_sheet, save_sheet
 from vpt_vision.demo import run_demo
 from vpt_vision.errors import UserError
-from vpt_vision.inspection.footprint import footprint
+from vpt_vision.footprint import footprint
 from vpt_vision.training.trainer import train
 
 
@@ -146,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(commands)
     add_value(commands)
     add_viz(commands)
+    add_report(commands)
 
     demo = add_command(
         commands,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -29,6 +30,12 @@ def write_page(path: Path, template: str, **context: Any) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def inline_png(picture: bytes, alt: str) -> Markup:
+    """Return a PNG's bytes as an image element described by `alt`."""
+    data = base64.b64encode(picture).decode("ascii")
+    return Markup('<img src="data:image/png;base64,{}" alt="{}">').format(data, alt)
 
 
 def inline_svg(figure: Figure, alt: str) -> Markup:

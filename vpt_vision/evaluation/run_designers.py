@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.designers import Designer, FixedDesignerConfig, Refined, build_designer
@@ -34,7 +35,8 @@ def recipe_of(config: RunConfig) -> Designer:
 def designers_over_training(folder: Path, config: RunConfig, most: int) -> dict[int, Designer]:
     """The run's designer after each step at which it was kept; of more than `most` an even choice.
 
-    The last is always there. Empty where the run kept none, as runs of designers that do not learn do.
+    The last is always there. Empty where the run kept none, as runs of designers that do not learn do. Raises
+    `UserError` where another version of the package wrote them.
     """
     kept = list(kept_designers(folder).items())
     places = sorted(
@@ -46,8 +48,18 @@ def designers_over_training(folder: Path, config: RunConfig, most: int) -> dict[
     designers = {}
     for step, state in (kept[place] for place in places):
         designers[step] = build_designer(config.designer, config.recipe, patch_size=patch_size)
-        designers[step].load_state_dict(state)
+        _restore(designers[step], state, f"{folder}'s designer of step {step}")
     return designers
+
+
+def _restore(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
+    """Load weights; raises `UserError` where they are not those of this version's networks."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(
+            f"{what} does not fit this version's networks: another version of vpt-vision wrote it."
+        ) from None
 
 
 def sets_its_task_alone(designer: Designer) -> bool:
@@ -69,7 +81,7 @@ def tasks_of(state: Mapping[str, Any], pictured: Pictured) -> dict[str, Refined]
     designer asks.
 
     Raises:
-        UserError: what was read is no checkpoint.
+        UserError: what was read is no checkpoint, or one of another version.
     """
     missing = sorted({"config", "step", "learner", "designer"} - state.keys())
     if missing:
@@ -80,11 +92,11 @@ def tasks_of(state: Mapping[str, Any], pictured: Pictured) -> dict[str, Refined]
             update={"backbone": config.learner.backbone.model_copy(update={"weights": "none"})}
         )
     )
-    learner.load_state_dict(state["learner"])
+    _restore(learner, state["learner"], "the checkpoint's learner")
     learner.eval()
     patch_size = learner.student.backbone.patch_size
     designer = build_designer(config.designer, config.recipe, patch_size=patch_size)
-    designer.load_state_dict(state["designer"])
+    _restore(designer, state["designer"], "the checkpoint's designer")
     step = int(state["step"])
     temperature = scheduled_values(
         config.schedule, min(step, config.steps - 1), config.steps

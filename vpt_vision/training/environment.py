@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from vpt_vision.errors import UserError
+
 ENVIRONMENT_FILE = "environment.jsonl"
 _PACKAGES = ("vpt-vision", "triton", "timm", "numpy")
 
@@ -20,6 +22,19 @@ def note_environment(output: Path, device: torch.device, step: int) -> None:
     """Append a line to the run's `environment.jsonl`: when and where it was started, and from which step."""
     with (output / ENVIRONMENT_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"from_step": step, **environment(device)}) + "\n")
+
+
+def read_environment(output: Path) -> list[dict[str, Any]]:
+    """Read the run's `environment.jsonl`, no line where there is none; raises `UserError` for a bad one."""
+    path = output / ENVIRONMENT_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        starts = [json.loads(line) for line in lines]
+    except ValueError:
+        starts = [None]
+    if not all(isinstance(start, dict) for start in starts):
+        raise UserError(f"{path} is not a file of JSON objects, one a line: mend or delete it.")
+    return starts
 
 
 def environment(device: torch.device) -> dict[str, Any]:

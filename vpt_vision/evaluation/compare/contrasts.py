@@ -14,6 +14,7 @@ from vpt_vision.evaluation.compare.spec import FINE_TUNED, MATCHED, Match
 from vpt_vision.evaluation.compare.study import Row, Study, is_higher_better, result_of
 from vpt_vision.evaluation.result import KINDS, Interval, MeanRatio, PerImage
 from vpt_vision.evaluation.statistics import Floats, PairedDifference, paired_difference
+from vpt_vision.evaluation.tables import numbers
 
 SAME_TIME = 0.05  # arms matched by seconds may differ in them by this share before the page says so
 
@@ -160,16 +161,6 @@ def signed(interval: Interval, metric: str) -> str:
     kind = KINDS[metric.partition(".")[2]]
     unit = " points" if kind.unit == "%" else f" {kind.unit}".rstrip()
     return numbers(interval, scale=100 if kind.unit == "%" else 1, sign="+") + unit
-
-
-def numbers(interval: Interval, *, scale: float = 1, sign: str = "") -> str:
-    """`mean [low, high]` with the digits that the interval's width makes meaningful."""
-    mean, low, high = (scale * value for value in interval)
-    if not math.isfinite(high - low):
-        return f"{mean:{sign}.3g} [no bounds]"
-    uncertainty = (high - low) / 2 or abs(mean) or 1.0
-    decimals = min(6, max(1, 1 - math.floor(math.log10(uncertainty))))
-    return f"{mean:{sign}.{decimals}f} [{low:{sign}.{decimals}f}, {high:{sign}.{decimals}f}]"
 
 
 def _only_the_bootstrap(difference: PairedDifference) -> str:

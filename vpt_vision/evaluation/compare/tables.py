@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
 from vpt_vision.evaluation.compare.contrasts import (
     Contrast,
     metrics,
-    numbers,
     per_image,
     primary,
     secondary,
@@ -22,22 +18,7 @@ from vpt_vision.evaluation.compare.spec import FINE_TUNED, MATCHED, Match
 from vpt_vision.evaluation.compare.study import Row, Study
 from vpt_vision.evaluation.result import KINDS
 from vpt_vision.evaluation.statistics import t_interval
-
-
-@dataclass(frozen=True)
-class Table:
-    """A caption, a header, and rows of cells."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    strong: frozenset[int] = frozenset()  # rows to set off
-
-    def markdown(self) -> str:
-        """The table in Markdown."""
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        body = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-        return f"{self.caption}:\n\n{body}\n"
+from vpt_vision.evaluation.tables import Table, numbers
 
 
 def primary_table(study: Study) -> Table:

@@ -17,6 +17,7 @@ from vpt_vision.evaluation.pictures.style import FAINT, INK, PALETTE, SMALL, TEX
 from vpt_vision.training.log import read_log
 
 _SMOOTHED_FROM = 20  # points below which a running mean would hide more than it shows
+_MOST = 600  # points of a line: a picture shows no more, and a page need not hold them
 _DASHES: tuple[str, str] = ("-", "--")  # of the first and the second figure of a panel
 
 Records = Sequence[Mapping[str, Any]]  # lines of a log, in order
@@ -210,9 +211,10 @@ def _line(axes: Axes, steps: Floats, values: Floats, colour: str, number: int) -
             markersize=3,
         )
         return
-    axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
     mean = _running_mean(values, max(3, len(values) // 15))
-    axes.plot(steps, mean, color=colour, linestyle=_DASHES[number], linewidth=1.8)
+    some = np.unique(np.linspace(0, len(values) - 1, _MOST).round().astype(int))
+    axes.plot(steps[some], values[some], color=colour, linewidth=0.8, alpha=0.25)
+    axes.plot(steps[some], mean[some], color=colour, linestyle=_DASHES[number], linewidth=1.8)
 
 
 def _running_mean(values: Floats, window: int) -> Floats:

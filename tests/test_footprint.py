@@ -7,7 +7,7 @@ import yaml
 from vpt_vision.cli import main
 from vpt_vision.config import load_config
 from vpt_vision.errors import UserError
-from vpt_vision.inspection.footprint import footprint
+from vpt_vision.footprint import footprint
 from vpt_vision.learner import Learner
 
 
