@@ -53,8 +53,8 @@ def blend_views(views: Tensor, mask: Tensor, *, sigma: float, blur_kernel: int) 
     expect(name, "mask", mask, LOGITS, (len(views), height, width), views.device)
     if not sigma > 0:
         raise ValueError(f"{name}: sigma must be above 0, got {sigma}.")
-    if blur_kernel < 1 or blur_kernel % 2 == 0:
-        raise ValueError(f"{name}: blur_kernel must be odd and at least 1, got {blur_kernel}.")
+    if not isinstance(blur_kernel, int) or blur_kernel < 1 or blur_kernel % 2 == 0:
+        raise ValueError(f"{name}: blur_kernel must be an odd integer, at least 1, got {blur_kernel}.")
     if blur_kernel // 2 >= min(height, width):
         raise ValueError(
             f"{name}: half of blur_kernel must be smaller than the view, which it reflects at the border; "

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .checks import INTEGER, expect, expect_counts
+from .checks import INTEGER, expect, expect_counts, host_or
 from .packing import PackedMasks, empty_masks, expect_total, pack, without_tail
 from .random import BLOCK_MASKS_STREAM, keyed_words, seed_words, to_open_unit
 
@@ -71,7 +71,7 @@ def block_masks(
         raise ValueError(f"{name}: grid must have 1..4096 patches, got {height} x {width}.")
     expect_counts(name, counts, height * width)
     expect_total(name, counts, total, padded)
-    expect(name, "sample", sample, INTEGER, (len(counts),))
+    expect(name, "sample", sample, INTEGER, (len(counts),), host_or(sample, counts.device))
     if min_patches < 1 or not 0 < min_aspect <= 1:
         raise ValueError(
             f"{name}: min_patches must be at least 1 and min_aspect in (0, 1], "

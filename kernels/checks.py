@@ -46,6 +46,11 @@ def expect(
     raise error(f"{function}: {name} must be {wanted}, got {found}.")
 
 
+def host_or(tensor: Tensor, device: torch.device) -> torch.device:
+    """Return where a `tensor` that may lie on the host or on `device` ought to be."""
+    return tensor.device if isinstance(tensor, Tensor) and tensor.device.type == "cpu" else device
+
+
 def expect_counts(function: str, counts: Tensor, patches: int) -> None:
     """Refuse `counts` unless int64 [N] and, where looking does not wait for a device, within 0..`patches`."""
     expect(function, "counts", counts, INTEGER, ("N",))

@@ -71,7 +71,7 @@ def masked_distillation_loss(
         theirs,
         rows,
     )
-    return losses if weights is None else weights * losses
+    return losses if weights is None else weights.to(losses.dtype) * losses
 
 
 @torch.library.custom_op("vpt::masked_distillation", mutates_args=())

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import BOOLEAN, expect
+
 
 class PackedMasks(NamedTuple):
     """Which of T tokens are hidden in each of N rows, and the list of the hidden ones in row-major order."""
@@ -29,11 +31,7 @@ def pack_masks(hidden: Tensor, total: int, *, padded: bool = False) -> PackedMas
     Raises:
         TypeError, ValueError: hidden has another dtype or shape, or another number is True.
     """
-    if hidden.dtype != torch.bool or hidden.dim() != 2:
-        raise (TypeError if hidden.dtype != torch.bool else ValueError)(
-            f"pack_masks: hidden must be bool [N, T], got {str(hidden.dtype).removeprefix('torch.')} "
-            f"{list(hidden.shape)}."
-        )
+    expect("pack_masks", "hidden", hidden, BOOLEAN, ("N", "T"))
     counts = hidden.sum(1)
     expect_total("pack_masks", counts, total, padded)
     return pack(hidden, counts, total)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, INTEGER, expect, expect_counts
+from .checks import FLOATS, INTEGER, expect, expect_counts, host_or
 
 
 def plackett_luce_log_prob(logits: Tensor, perturbed: Tensor, counts: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def plackett_luce_log_prob(logits: Tensor, perturbed: Tensor, counts: Tensor) ->
     counts as drawn first, as in `sample_masks`.
 
     Args:
-        logits: fp32 or fp64 [N, T], finite.
+        logits: fp32 or fp64 [N, T], finite, or -inf for a patch that is never drawn.
         perturbed: fp32 or fp64 [N, T], without NaN: the scores that ordered the draws.
         counts: int64 [N], 0..T; on the device of logits or on the CPU.
 
@@ -36,7 +36,7 @@ def plackett_luce_log_prob(logits: Tensor, perturbed: Tensor, counts: Tensor) ->
     name = "plackett_luce_log_prob"
     expect(name, "logits", logits, FLOATS, ("N", "T"))
     expect(name, "perturbed", perturbed, FLOATS, tuple(logits.shape), logits.device)
-    expect(name, "counts", counts, INTEGER, (len(logits),))
+    expect(name, "counts", counts, INTEGER, (len(logits),), host_or(counts, logits.device))
     expect_counts(name, counts, logits.shape[1])
     counts = counts.to(logits.device, non_blocking=True)
     log_prob, _ = plackett_luce(logits, perturbed.detach(), counts)
@@ -83,7 +83,8 @@ def plackett_luce_backward(gradient: Tensor, logits: Tensor, perturbed: Tensor, 
     wide = logits.double()
     mass = (wide + surprisal).gather(1, order)  # log Σ exp(logits) over what was left
     # exp(logits_j) Σ_i exp(-mass_i), in logs lest it overflow
-    spent = (wide.gather(1, order) + (-mass).logcumsumexp(1)).exp()
+    ranked = wide.gather(1, order)
+    spent = (ranked + (-mass).logcumsumexp(1)).exp().masked_fill(ranked == -torch.inf, 0)
     spent = torch.empty_like(spent).scatter(1, order, spent)
     return (gradient[:, None] * (drawn.double() - spent)).to(logits.dtype)
 

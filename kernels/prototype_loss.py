@@ -56,7 +56,7 @@ def prototype_loss(
         weights: float [M]; 1 if left out.
         rows: int64 [M, P], 0..T-1 or -1 for none: the teacher rows that each student row is compared with.
             If left out, each with the one of the same number (T = M). A row with none has loss 0, whatever
-            it holds.
+            its features hold.
         weight_norm: divide each prototype by its length. Gradients reach the prototypes as they are.
 
     Returns:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import INTEGER, expect, expect_counts
+from .checks import INTEGER, expect, expect_counts, host_or
 from .packing import empty_masks, expect_total, hide_highest, pack, without_tail
 from .random import SAMPLE_MASKS_STREAM, reference_keyed_uniform, seed_words
 
@@ -61,10 +61,10 @@ def sample_masks(
     n, patches = logits.shape
     if patches > 4096:
         raise ValueError(f"{name}: logits must have at most 4096 patches in a row, got {patches}.")
-    expect(name, "counts", counts, INTEGER, (n,))
+    expect(name, "counts", counts, INTEGER, (n,), host_or(counts, logits.device))
     expect_counts(name, counts, patches)
     expect_total(name, counts, total, padded)
-    expect(name, "sample", sample, INTEGER, (n,))
+    expect(name, "sample", sample, INTEGER, (n,), host_or(sample, logits.device))
     low, high = seed_words(name, seed, step)
     sample = sample.to(logits.device, non_blocking=True)
     counts = counts.to(logits.device, non_blocking=True)

@@ -183,12 +183,13 @@ def student_gradient_kernel(
         teacher_stride, teacher_column_stride, row_stride, teacher_temperature_stride,
         rows_stride, partner_stride, P, HAS_ROWS,
     )  # fmt: skip
-    # A row without a partner has mass 0: its logits, which may be anything, are not read.
+    # A row without a partner has mass 0, and no gradient whatever it or its temperature holds.
     mask = (mass > 0)[:, None] & inside[None, :]
     place = student_ptr + rows[:, None] * student_stride + columns[None, :] * student_column_stride
     logits = tl.load(place, mask=mask, other=0.0).to(wide)
     p = tl.where(mask, tl.exp(logits * inverse[:, None] - normaliser[:, None]), 0.0)
-    slope = (gradient * inverse)[:, None] * (mass[:, None] * p - q)
+    factor = tl.where(mass > 0, gradient * inverse, 0.0)
+    slope = factor[:, None] * (mass[:, None] * p - q)
     out = out_ptr + rows[:, None] * K + columns[None, :]
     tl.store(out, slope.to(out_ptr.dtype.element_ty), mask=there[:, None] & inside[None, :])
 

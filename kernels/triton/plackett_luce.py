@@ -90,7 +90,8 @@ def plackett_luce_backward_kernel(
         surprisal = tl.load(surprisal_ptr + row * T + i, mask=there, other=float("inf"))  # +inf: not drawn
         after = ahead(own_score[:, None], j[:, None], scores[None, :], i[None, :])
         exponent = own[:, None] - logits[None, :] - surprisal[None, :]
-        spent += tl.sum(tl.exp(tl.where(after, -float("inf"), exponent)), 1)
+        nothing = after | (own == -float("inf"))[:, None]  # never drawn: it has no part in any draw
+        spent += tl.sum(tl.exp(tl.where(nothing, -float("inf"), exponent)), 1)
     gradient = tl.load(gradient_ptr + row)
     drawn = tl.where(own_surprisal < float("inf"), 1.0, 0.0)
     tl.store(out_ptr + row * T + j, gradient * (drawn - spent), mask=inside)

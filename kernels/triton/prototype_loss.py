@@ -31,6 +31,7 @@ K · D or N · D is in 64 bits. None of this has been timed on a GPU.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -153,8 +154,8 @@ def logsumexp_kernel(
         c = first + tl.arange(0, BLOCK_C)
         inside = c < end
         bias = tl.load(bias_ptr + c, mask=inside, other=-float("inf"))
-        y_scale = tl.load(y_scale_ptr + c, mask=inside, other=1.0)
         counts = bias > -float("inf")
+        y_scale = tl.load(y_scale_ptr + c, mask=counts, other=1.0)
         y = _tile(y_ptr, c, counts, 0, D, BLOCK_D)
         inner = _inner(x, x_ptr, r, there, y, y_ptr, c, counts, D, BLOCK_D, WHOLE, PRECISION, WIDEN)
         z = inner * (x_scale[:, None] * y_scale[None, :]) + bias[None, :]
@@ -273,18 +274,22 @@ def combine_kernel(
     parts = tl.arange(0, SPLITS).to(tl.int64)
     mask = (parts < splits)[:, None] & there[None, :]
     place = parts_ptr + parts[:, None] * N + pairs[None, :]
+    totals_place = place + step  # added, not multiplied: four steps may be more than 32 bits count
+    moments_place = totals_place + step
+    masses_place = moments_place + step
+    dots_place = masses_place + step
     highest = tl.load(place, mask=mask, other=-float("inf"))
     top = tl.where(there, tl.max(highest, 0), 0.0)
     fall = highest - top[None, :]
     fading = tl.exp(fall)
     fall = tl.where(mask, fall, 0.0)
-    totals = tl.load(place + step, mask=mask, other=0.0)
+    totals = tl.load(totals_place, mask=mask, other=0.0)
     total = tl.where(there, tl.sum(fading * totals, 0), 1.0)
-    moments = tl.load(place + 2 * step, mask=mask, other=0.0)
+    moments = tl.load(moments_place, mask=mask, other=0.0)
     moment = tl.sum(fading * (moments + totals * fall), 0)
-    masses = tl.load(place + 3 * step, mask=mask, other=0.0)
+    masses = tl.load(masses_place, mask=mask, other=0.0)
     mass = tl.sum(masses, 0)
-    dot = tl.sum(tl.load(place + 4 * step, mask=mask, other=0.0) + masses * fall, 0)
+    dot = tl.sum(tl.load(dots_place, mask=mask, other=0.0) + masses * fall, 0)
     log_total = tl.log(total)
     tl.store(losses_ptr + pairs, mass * log_total - dot, mask=there)
     tl.store(normaliser_ptr + pairs, top + log_total, mask=there)
@@ -594,6 +599,9 @@ _HALF = {
     "prototypes": _Blocks(64, 64, 64, 256, 8, 3),
 }
 _HALF_ON_AMD = {**_HALF, "prototypes": _Blocks(64, 32, 64, 256, 8, 2)}
+# A B200's products come out of tensor memory into registers all at once: a block makes fewer.
+_WHOLE_ON_BLACKWELL = {**_WHOLE, "logsumexp": _Blocks(128, 64, 256, 0, 4, 2)}
+_HALF_ON_BLACKWELL = {**_HALF, "features": _Blocks(128, 32, 64, 256, 8, 2)}
 _SINGLE = {
     "logsumexp": _Blocks(128, 64, 16, 0, 8, 3),
     "forward": _Blocks(64, 64, 16, 0, 8, 3),
@@ -602,32 +610,41 @@ _SINGLE = {
 }
 
 
-def _roomy(x: Tensor) -> bool:
-    """Say whether a program may have 227 KB of shared memory, as on Hopper and the B200."""
+def _capability(x: Tensor) -> int:
+    """Return an NVIDIA GPU's compute capability, ten times it, 90 for the interpreter and 0 for AMD."""
     if not (x.is_cuda or x.is_meta):
-        return True  # the interpreter
+        return 90
     target = triton.runtime.driver.active.get_current_target()
-    return target.backend == "cuda" and target.arch in (90, 100, 103)
+    return int(target.arch) if target.backend == "cuda" else 0
 
 
 def _plan(kernel: str, still: int, stream: int, *matrices: Tensor) -> tuple[_Blocks, dict[str, Any]]:
     """Choose the blocks of a kernel for so many rows that stay and that are streamed, and its constants."""
     width = matrices[0].shape[1]
     half = all(matrix.element_size() == 2 for matrix in matrices)
-    whole = half and width <= 256 and _roomy(matrices[0])
+    capability = _capability(matrices[0]) if half else 0
+    blackwell = capability in (100, 103)
+    roomy = blackwell or capability == 90  # a program may have 227 KB of shared memory
+    whole = roomy and width <= 256
     if kernel in ("features", "prototypes") and matrices[0].dtype == torch.float16:
         whole = False  # its second product is in TF32, for which registers would not suffice
     if any(matrix.dtype == torch.float64 for matrix in matrices):
         raise TypeError("prototype_loss: float64 is computed on the CPU only.")
     hip = torch.version.hip is not None
-    table = (_WHOLE if whole else (_HALF_ON_AMD if hip else _HALF) if half else _SINGLE)[kernel]
+    if whole:
+        table = _WHOLE_ON_BLACKWELL if blackwell else _WHOLE
+    elif half:
+        table = _HALF_ON_AMD if hip else _HALF_ON_BLACKWELL if blackwell else _HALF
+    else:
+        table = _SINGLE
+    sides = table[kernel]
     blocks = _Blocks(
-        block(still, table.still),
-        block(stream, table.stream),
-        block(width, table.depth),
-        block(width, table.out) if table.out else 0,
-        table.warps,
-        min(table.stages, 2) if hip else table.stages,
+        block(still, sides.still),
+        block(stream, sides.stream),
+        block(width, sides.depth),
+        block(width, sides.out) if sides.out else 0,
+        sides.warps,
+        min(sides.stages, 2) if hip else sides.stages,
     )
     options: dict[str, Any] = {
         "BLOCK_D": blocks.depth,
@@ -648,6 +665,7 @@ def _plan(kernel: str, still: int, stream: int, *matrices: Tensor) -> tuple[_Blo
     return blocks, options
 
 
+@lru_cache(maxsize=1024)
 def _parts(blocks: int, stream: int, streamed: int, most: int) -> tuple[int, int]:
     """Cut what is streamed so that the last wave of programs is fullest: in how many parts, and how long."""
 

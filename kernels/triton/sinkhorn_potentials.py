@@ -93,8 +93,8 @@ def column_logsumexp_kernel(
         rows = ((groups - 1 - group) * splits + split) * ROWS + tl.arange(0, ROWS).to(tl.int64)
         there = rows < M
         row = tl.load(row_ptr + rows, mask=there, other=-float("inf"))
-        counts = row > -float("inf")
-        temperature = tl.load(temperature_ptr + rows * temperature_stride, mask=there, other=1.0)
+        counts = row > -float("inf")  # of other rows nothing is read, for they may hold anything
+        temperature = tl.load(temperature_ptr + rows * temperature_stride, mask=counts, other=1.0)
         mask = counts[:, None] & inside[None, :]
         logits = tl.load(start + rows[:, None] * row_stride, mask=mask, other=0.0)
         x = logits.to(wide) * (1.0 / temperature)[:, None] + row[:, None]

@@ -2,6 +2,7 @@
 
 import torch
 
+# What sums of differences lose, as gradients of temperatures do, a test allows by a `factor` it names.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 

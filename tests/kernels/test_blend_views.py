@@ -240,7 +240,7 @@ def test_compiles_whole(device):
         ({"mask": torch.zeros(2, 5, 4, dtype=torch.bool)}, TypeError, "mask must be"),
         ({"mask": torch.zeros(2, 5, 4, device="meta")}, ValueError, "on cpu"),
         ({"sigma": 0.0}, ValueError, "sigma must be above 0, got 0.0"),
-        ({"blur_kernel": 4}, ValueError, "blur_kernel must be odd and at least 1, got 4"),
+        ({"blur_kernel": 4}, ValueError, "blur_kernel must be an odd integer, at least 1, got 4"),
         ({"blur_kernel": 9}, ValueError, "half of blur_kernel must be smaller .* got 9 for 5 x 4 pixels"),
     ],
 )

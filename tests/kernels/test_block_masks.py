@@ -205,6 +205,7 @@ def test_compiles():
         ({"counts": torch.tensor([-1, 3])}, ValueError, r"got -1\.\.3"),
         ({"counts": torch.tensor([1.0, 2.0])}, TypeError, "counts must be int64"),
         ({"sample": torch.arange(3)}, ValueError, r"sample must be int64 \[2\], got int64 \[3\]"),
+        ({"sample": torch.arange(2, device="meta")}, ValueError, "sample must be .* on cpu, got .* on meta"),
         ({"total": 4}, ValueError, "total must be the sum of counts, 3, got 4"),
         ({"grid": (0, 4)}, ValueError, r"grid must have 1\.\.4096 patches, got 0 x 4"),
         ({"grid": (3, 4, 1)}, ValueError, r"grid must be \(h, w\), got \(3, 4, 1\)"),

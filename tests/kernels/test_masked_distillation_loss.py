@@ -92,6 +92,17 @@ def test_first_and_second_derivatives_by_finite_differences():
     assert torch.autograd.gradgradcheck(loss, (student,))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_do_not_change_that_of_the_losses(dtype):
+    student, teacher, weights = torch.randn(3, 4), torch.randn(3, 4), torch.rand(3).to(dtype)
+    common = {"student_temperature": 0.1, "teacher_temperature": 0.1}
+    potentials = sinkhorn_potentials(teacher, 0.1)
+    found = masked_distillation_loss(student, teacher, potentials, weights=weights, **common)
+    assert found.dtype == torch.float32
+    plain = masked_distillation_loss(student, teacher, potentials, **common)
+    torch.testing.assert_close(found, plain * weights.float())
+
+
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
@@ -99,6 +110,7 @@ def test_first_and_second_derivatives_by_finite_differences():
         ({"teacher": torch.zeros(3, 5)}, ValueError, r"teacher must be .*\[T, 4\], got float32 \[3, 5\]"),
         ({"potentials": Potentials(torch.zeros(2), torch.zeros(4))}, ValueError, "potentials.row must be"),
         ({"potentials": Potentials(torch.zeros(3), torch.zeros(5))}, ValueError, "potentials.column must be"),
+        ({"teacher": torch.zeros(3, 4, device="meta")}, ValueError, "teacher must be .*on cpu"),
         ({"student_temperature": -1.0}, ValueError, "student_temperature must be above 0"),
         ({"teacher_temperature": 0.0}, ValueError, "teacher_temperature must be above 0"),
     ],

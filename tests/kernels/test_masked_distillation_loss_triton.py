@@ -6,6 +6,8 @@ from closeness import TOLERANCES, assert_near
 from far_rows import far_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest import Largest
+from unlaunched import nothing_launched
 
 from vpt_kernels import Potentials, masked_distillation_loss, sinkhorn_potentials
 from vpt_kernels.masked_distillation_loss import (
@@ -189,14 +191,15 @@ def test_layouts_that_are_not_contiguous(device):
     check_temperatures(arguments, gradient, (of_own, of_theirs), expected[1:], torch.float32)
 
 
-def test_a_row_without_partner_may_hold_anything(device):
+@pytest.mark.parametrize("temperature", [0.1, 0.0, float("nan")])
+@pytest.mark.parametrize("upstream", [1.0, float("nan")])
+def test_a_row_without_partner_may_hold_anything(temperature, upstream, device):
     student, teacher, potentials, own, theirs, _ = case(4, 4, 10, None, torch.float32)
     rows = torch.tensor([[0, 1], [-1, -1], [-1, 2], [3, -1]])
     expected, (of_student, _, _) = reference(student, teacher, potentials, own, theirs, rows, torch.ones(4))
-    student[1] = torch.nan
-    found, (gradient, of_own, _) = launched(
-        student, teacher, potentials, own, theirs, rows, torch.ones(4), device
-    )
+    student[1], own[1] = torch.nan, temperature
+    upstream = torch.tensor([1.0, upstream, 1.0, 1.0])
+    found, (gradient, of_own, _) = launched(student, teacher, potentials, own, theirs, rows, upstream, device)
     assert_near(found, expected, torch.float32)
     assert_near(gradient, of_student, torch.float32)
     assert found[1] == 0 and (gradient[1] == 0).all() and of_own[1] == 0
@@ -204,6 +207,21 @@ def test_a_row_without_partner_may_hold_anything(device):
         student, teacher, potentials, student_temperature=own, teacher_temperature=theirs, rows=rows
     )
     assert_near(public, expected, torch.float32)
+
+
+def test_nothing_of_the_size_of_the_logits_is_made_but_their_gradient(monkeypatch):
+    rows, prototypes = 3763, 65536  # of tensors without values, for the interpreter would copy the logits
+    logits = torch.empty(rows, prototypes, dtype=torch.bfloat16, device="meta")
+    number, column = torch.empty(rows, device="meta"), torch.empty(prototypes, device="meta")
+    arguments = (logits, logits, number, column, number, number, None)
+    with nothing_launched(monkeypatch) as launched:
+        with Largest() as largest:
+            _, normaliser, mass = launchers.forward(*arguments)
+            launchers.temperature_gradients(number, *arguments, normaliser)
+        assert len(launched) == 2 and rows <= largest.numbers < logits.numel() / 60
+        with Largest() as largest:
+            launchers.student_gradient(number, *arguments, normaliser, mass)
+        assert len(launched) == 3 and largest.bytes == logits.nbytes
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 5, 2), (0, 0, 5, None), (4, 3, 5, 0)])

@@ -1,7 +1,6 @@
 """Nothing waits for the device: every launcher runs up to its launches on tensors that have no values."""
 
 import ast
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from unlaunched import nothing_launched
 
 import vpt_kernels
 from vpt_kernels import (
@@ -64,26 +64,6 @@ class WithoutNumbers(TorchFunctionMode):
         if function in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor) and found.is_meta:
             raise AssertionError(f"{function.__name__} waits for a copy from the host to the device.")
         return found
-
-
-@contextmanager
-def nothing_launched(monkeypatch):
-    """Keep kernels from being launched; gives the set that file and name of each are written to."""
-    from triton.runtime.jit import KernelInterface
-
-    launched = set()
-
-    def record(kernel, grid):
-        def launch(*args, **kwargs):
-            assert all(x.is_meta for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-            assert all(isinstance(size, int) and size > 0 for size in grid)
-            launched.add(f"{kernel.fn.__module__.rsplit('.', 1)[-1]}.{kernel.fn.__name__}")
-
-        return launch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(KernelInterface, "__getitem__", record)
-        yield launched
 
 
 def views(device, images, **options):

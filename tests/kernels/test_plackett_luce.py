@@ -61,6 +61,21 @@ def test_sampled_orders_have_these_probabilities():
     assert chi2 < freedom + 4.5 * (2 * freedom) ** 0.5
 
 
+def test_as_many_patches_as_masks_have():
+    logits = torch.randn(1, 4096, dtype=torch.float64, requires_grad=True)
+    order = torch.randperm(4096)[:30].tolist()
+    found = plackett_luce_log_prob(logits, scores_of([order], 4096), torch.tensor([30]))
+    assert math.isclose(float(found), written_out(logits[0].tolist(), order), rel_tol=1e-10)
+    (gradient,) = torch.autograd.grad(found, logits)
+    left = torch.ones(4096, dtype=torch.bool)
+    expected = torch.zeros(4096, dtype=torch.float64)
+    for patch in order:  # of each draw: [drawn] less its probability among those left
+        expected -= logits[0].detach().masked_fill(~left, -torch.inf).softmax(0)
+        expected[patch] += 1
+        left[patch] = False
+    torch.testing.assert_close(gradient[0], expected)
+
+
 def test_gradcheck():
     perturbed = torch.randn(5, 7)
     counts = torch.tensor([0, 1, 3, 6, 7])
@@ -68,6 +83,20 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda x: plackett_luce_log_prob(x, perturbed, counts), logits)
     transposed = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: plackett_luce_log_prob(x.T, perturbed, counts), transposed)
+
+
+def test_a_patch_of_logit_minus_infinity_has_no_part_in_it():
+    logits, perturbed, counts = torch.randn(4, 9), torch.randn(4, 9), torch.tensor([0, 1, 4, 6])
+    logits[:, ::4] = perturbed[:, ::4] = -torch.inf
+    some = logits.isfinite()[0]
+    leaf = logits.double().requires_grad_()
+    left = logits[:, some].double().requires_grad_()
+    found = plackett_luce_log_prob(leaf, perturbed, counts)
+    expected = plackett_luce_log_prob(left, perturbed[:, some], counts)
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), leaf)
+    torch.testing.assert_close(gradient[:, some], torch.autograd.grad(expected.sum(), left)[0])
+    assert not gradient[:, ~some].any()
 
 
 def test_no_gradient_reaches_the_scores():
@@ -132,6 +161,7 @@ def test_compiles():
         ({"logits": torch.zeros(2, 3).half()}, TypeError, "logits must be float32 or float64"),
         ({"perturbed": torch.zeros(2, 4)}, ValueError, r"perturbed must be float32 or float64 \[2, 3\]"),
         ({"counts": torch.tensor([1])}, ValueError, r"counts must be int64 \[2\]"),
+        ({"counts": torch.ones(2, dtype=torch.int64, device="meta")}, ValueError, "counts must be .* on cpu"),
         ({"counts": torch.tensor([1, 4])}, ValueError, r"0\.\.3.*got 1\.\.4"),
     ],
 )

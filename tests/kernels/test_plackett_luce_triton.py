@@ -56,6 +56,12 @@ def test_sizes_and_extreme_counts(device, patches, dtype):
     check(device, logits, torch.randn(3, patches).to(dtype), torch.tensor([0, patches // 2, patches]))
 
 
+def test_patches_that_are_never_drawn(device):
+    logits, perturbed = torch.randn(3, 21), torch.randn(3, 21)
+    logits[:, ::4] = perturbed[:, ::4] = -torch.inf
+    check(device, logits, perturbed, torch.tensor([1, 7, 15]))
+
+
 @pytest.mark.parametrize("offset", [-1e4, 1e4])
 def test_large_logits(device, offset):
     logits = torch.randn(4, 40) * 30 + offset

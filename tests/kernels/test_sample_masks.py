@@ -135,6 +135,12 @@ def test_perturbed_is_logits_and_keyed_gumbel_noise():
         ({"counts": torch.tensor([0, 4])}, ValueError, r"0\.\.3.*got 0\.\.4"),
         ({"counts": torch.tensor([1, 1, 1])}, ValueError, r"counts must be int64 \[2\]"),
         ({"sample": torch.arange(3)}, ValueError, r"sample must be int64 \[2\]"),
+        ({"sample": torch.arange(2, device="meta")}, ValueError, "sample must be .* on cpu, got .* on meta"),
+        (
+            {"counts": torch.arange(2, device="meta")},
+            ValueError,
+            "counts must be .* on cpu",
+        ),
         ({"total": 2}, ValueError, "total must be the sum of counts, 3, got 2"),
         ({"logits": torch.zeros(2, 4097)}, ValueError, "at most 4096 patches in a row, got 4097"),
         ({"seed": -1}, ValueError, "sample_masks: seed must lie in"),

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from vpt_kernels import centre_potentials, sinkhorn_potentials
+from vpt_kernels import centre_potentials, prototype_potentials, sinkhorn_potentials
 
 
 def sinkhorn_knopp(logits, temperature, iterations=3):
@@ -107,36 +107,42 @@ def test_no_gradient_and_other_layouts():
 
 _RANK = """
 import sys, torch, torch.distributed as dist
-from vpt_kernels import sinkhorn_potentials
+from vpt_kernels import prototype_potentials, sinkhorn_potentials
 torch.set_num_threads(1)
 folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 cases = torch.load(f"{folder}/cases.pt")
-results = [
-    sinkhorn_potentials(case["logits"][rank], 0.06, weights=case["weights"][rank], group=dist.group.WORLD)
-    for case in cases
-]
+results = []
+for case in cases:
+    together = {"weights": case["weights"][rank], "group": dist.group.WORLD}
+    results.append(sinkhorn_potentials(case["logits"][rank], 0.06, **together))
+    features = case["logits"][rank]
+    results.append(prototype_potentials(features, case["prototypes"], 0.06, **together))
 torch.save([tuple(result) for result in results], f"{folder}/{rank}.pt")
 dist.destroy_process_group()
 """
 
 
 def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
-    cases = []
+    cases, prototypes = [], torch.randn(6, 10)
     for sizes in ((7, 12), (1, 5), (0, 6), (0, 0)):
-        logits = [torch.randn(size, 10) * 2 for size in sizes]
-        cases.append({"logits": logits, "weights": [None, None]})
-        cases.append({"logits": logits, "weights": [(torch.rand(size) < 0.7).float() for size in sizes]})
+        case = {"logits": [torch.randn(size, 10) * 2 for size in sizes], "prototypes": prototypes}
+        cases.append({**case, "weights": [None, None]})
+        cases.append({**case, "weights": [(torch.rand(size) < 0.7).float() for size in sizes]})
     torch.save(cases, tmp_path / "cases.pt")
     ranks = [subprocess.Popen([sys.executable, "-c", _RANK, str(tmp_path), str(rank)]) for rank in (0, 1)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for index, case in enumerate(cases):
+    expected = []
+    for case in cases:
         weights = None if case["weights"][0] is None else torch.cat(case["weights"])
-        whole = sinkhorn_potentials(torch.cat(case["logits"]), 0.06, weights=weights)
-        torch.testing.assert_close(torch.cat((found[0][index][0], found[1][index][0])), whole.row)
-        torch.testing.assert_close(found[0][index][1], whole.column)
-        torch.testing.assert_close(found[1][index][1], whole.column)
+        rows = torch.cat(case["logits"])
+        expected.append(sinkhorn_potentials(rows, 0.06, weights=weights))
+        expected.append(prototype_potentials(rows, prototypes, 0.06, weights=weights))
+    for first, second, whole in zip(*found, expected, strict=True):
+        torch.testing.assert_close(torch.cat((first[0], second[0])), whole.row)
+        torch.testing.assert_close(first[1], whole.column)
+        torch.testing.assert_close(second[1], whole.column)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 17])
@@ -159,6 +165,18 @@ def test_rows_of_their_own_temperature_share_a_centre():
     assert all(map(torch.equal, same, centre_potentials(logits, 0.3, centre)))
 
 
+def test_compiles():
+    def both(logits, centre):
+        balanced = sinkhorn_potentials(logits * 2, 0.1)
+        centred = centre_potentials(logits * 2, 0.1, centre)
+        return balanced.row + centred.row, balanced.column + centred.column
+
+    logits, centre = torch.randn(5, 7), torch.randn(7)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(compiled(logits, centre), both(logits, centre), strict=True):
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
@@ -167,6 +185,7 @@ def test_rows_of_their_own_temperature_share_a_centre():
         ({"temperature": 0.0}, ValueError, "temperature must be above 0, got 0.0"),
         ({"temperature": torch.ones(2)}, ValueError, "one element or one for each of 3 rows"),
         ({"iterations": 0}, ValueError, "iterations"),
+        ({"weights": torch.ones(3, device="meta")}, ValueError, r"weights must be .*on cpu, got .*on meta"),
         ({"weights": torch.ones(4)}, ValueError, r"weights must be .*\[3\], got float32 \[4\]"),
         ({"weights": torch.ones(3, dtype=torch.bool)}, TypeError, "weights must be"),
     ],

@@ -6,6 +6,8 @@ from closeness import assert_near
 from far_rows import far_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest import Largest
+from unlaunched import nothing_launched
 
 from vpt_kernels import sinkhorn_potentials
 from vpt_kernels.sinkhorn_potentials import column_logsumexp, row_logsumexp
@@ -70,11 +72,26 @@ def test_random_shapes_strides_and_rows_left_out(rows, prototypes, seed):
     out = torch.arange(rows, device=device) % 3 == seed % 3
     row[out] = -torch.inf
     strided[out] = torch.nan  # whatever a row left out holds
-    found = launchers.column_logsumexp(strided, row, one)
-    if out.all():
-        assert (found == -torch.inf).all()
-    else:
+    for nothing in (0.0, torch.nan):
+        own = temperature.where(~out, nothing)
+        found = launchers.column_logsumexp(strided, row, own)
+        if out.all():
+            assert (found == -torch.inf).all()
+        else:
+            assert_near(found, expected_columns(logits[~out], row[~out], own[~out]), torch.float32)
+    if not out.all():
+        found = launchers.column_logsumexp(strided, row, one)
         assert_near(found, expected_columns(logits[~out], row[~out], one[~out]), torch.float32)
+
+
+def test_nothing_near_the_size_of_the_logits_is_made(monkeypatch):
+    rows, prototypes = 3763, 65536  # of tensors without values, for the interpreter would copy the logits
+    logits = torch.empty(rows, prototypes, dtype=torch.bfloat16, device="meta")
+    row, column = torch.empty(rows, device="meta"), torch.empty(prototypes, device="meta")
+    with nothing_launched(monkeypatch) as launched, Largest() as largest:
+        launchers.row_logsumexp(logits, column, row)
+        launchers.column_logsumexp(logits, row, row)
+    assert len(launched) == 3 and prototypes <= largest.numbers < logits.numel() / 50
 
 
 @pytest.mark.parametrize(("rows", "prototypes"), [(0, 5), (5, 0), (0, 0)])
