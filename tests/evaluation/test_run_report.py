@@ -1,9 +1,11 @@
 """`vpt report`: what stands on the page, that it needs nothing else, and how browsers lay it out."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -180,6 +182,16 @@ def test_the_page_needs_nothing_else(page):
     assert not re.search(r"@import|url\((?!['\"]?#)", text)
     assert any(alt.startswith("Heat maps of crops and masks") for alt in told.alts)
     assert "What the designer asked" in told.headings
+
+
+def test_a_phase_that_a_line_has_none_of_counts_as_nothing_there(runs):
+    """Value comes every other step: its mean is over all steps, so that phases add up to the step."""
+    (history,) = read_histories(runs[:1])
+    lines = [{"step": step, "seconds/forward": 1.0, "images_per_second": 4.0} for step in range(5)]
+    lines[2]["seconds/value"] = lines[4]["seconds/value"] = 2.0
+    timed = replace(history, records=tuple(lines))
+    assert [timed.phase_seconds(phase) for phase in ("forward", "value")] == [1.0, 1.0]
+    assert timed.step_seconds() == 2.0 and math.isnan(timed.phase_seconds("data"))
 
 
 def test_a_run_that_goes_on_or_has_collapsed_says_so(runs, tmp_path):

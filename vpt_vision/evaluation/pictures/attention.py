@@ -24,6 +24,7 @@ from vpt_vision.evaluation.pictures.style import (
     new_figure,
     picture_only,
     save,
+    wide_enough,
 )
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.learner import Backbone
@@ -66,7 +67,8 @@ def attention_maps(attended: Tensor, pictured: Pictured, path: Path, *, title: s
     heads = attended.shape[1]
     lines, across = math.ceil(heads / _ACROSS), min(heads, _ACROSS)
     rows = lines * len(attended)
-    figure = new_figure(0.2 + (2 + across) * (_CELL + 0.03), 0.8 + rows * (_CELL + 0.25) + _BAR)
+    width = wide_enough(title, 0.2 + (2 + across) * (_CELL + 0.03))
+    figure = new_figure(width, 0.8 + rows * (_CELL + 0.25) + _BAR)
     upper, lower = figure.subfigures(
         2, 1, squeeze=False, height_ratios=[0.8 + rows * (_CELL + 0.25), _BAR]
     ).flat
@@ -82,8 +84,10 @@ def attention_maps(attended: Tensor, pictured: Pictured, path: Path, *, title: s
             _map(grid[number * lines + head // across][2 + head % across], shares)
     for axis, words in zip(grid[0], ["source", "mean of heads"], strict=False):
         axis.set_title(words, fontsize=TEXT, color=INK)
-    for head in range(heads):
-        grid[head // across][2 + head % across].set_title(f"head {head + 1}", fontsize=TEXT, color=INK)
+    for number in range(len(attended) if lines > 1 else 1):
+        for head in range(heads):
+            axis = grid[number * lines + head // across][2 + head % across]
+            axis.set_title(f"head {head + 1}", fontsize=TEXT, color=INK)
     for axis in grid.flat:
         if not axis.has_data():
             axis.remove()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from vpt_vision.evaluation.pictures.style import (
     new_figure,
     picture_only,
     save,
+    wide_enough,
 )
 from vpt_vision.task import Keys, Task, Views
 
@@ -100,7 +102,7 @@ def coverage_maps(
 
     A kind has one scale of colours throughout, whose bar stands below. The last column is the change from the
     first moment to the last, blue where a place is shown or hidden less, red where more, on a scale of its
-    kind too.
+    kind too. The highest 1 in 200 of a scale are clipped.
 
     Args:
         pictured: B images.
@@ -121,7 +123,8 @@ def coverage_maps(
         height for image in pictured.images for height in [*[_CELL * _aspect(image)] * len(kinds), _GAP]
     ]
     upper_height = 0.75 + sum(heights) + 0.04 * len(heights)
-    figure = new_figure(0.3 + columns * (_CELL + 0.05), upper_height + _BARS)
+    figure_width = wide_enough(title, 0.3 + columns * (_CELL + 0.05))
+    figure = new_figure(figure_width, upper_height + _BARS)
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[upper_height, _BARS]).flat
     grid = upper.add_gridspec(len(heights), columns, height_ratios=heights)
     for number, (image, name) in enumerate(zip(pictured.images, pictured.names, strict=True)):
@@ -144,7 +147,8 @@ def coverage_maps(
     figure.suptitle(title, fontsize=TITLE, fontweight="bold", color=INK)
     for number, kind in enumerate(kinds):
         left, width = (number + 0.1) / len(kinds), 0.8 / len(kinds)
-        _bar(lower, (left, 0.84, width, 0.08), KINDS[kind][1], scales[kind], _HEAT)
+        counted = fill(KINDS[kind][1], int(15 * figure_width / len(kinds)))  # letters an inch
+        _bar(lower, (left, 0.84, width, 0.08), counted, scales[kind], _HEAT)
         _bar(
             lower,
             (left, 0.38, width, 0.08),
@@ -188,15 +192,19 @@ def _spans(views: Views, images: PackedImages, parts: int) -> tuple[Tensor, Tens
 
 
 def _scale(shares: Sequence[Tensor]) -> Normalize:
-    """From 0 to the largest share of all."""
-    largest = max(float(each.nan_to_num().max()) for each in shares)
-    return Normalize(0, largest or 1.0)
+    """From 0 to nearly the largest share of all."""
+    return Normalize(0, _largest(torch.stack(list(shares))) or 1.0)
 
 
 def _even_scale(change: Tensor) -> Normalize:
     """As far below 0 as above."""
-    largest = max(float(change.nan_to_num().abs().max()), 0.01)
+    largest = max(_largest(change.abs()), 0.01)
     return Normalize(-largest, largest)
+
+
+def _largest(values: Tensor) -> float:
+    """That which 1 in 200 exceed: a place at the edge, which few views show, may have any share."""
+    return float(np.nanquantile(values.numpy(), 0.995))
 
 
 def _heat(

@@ -25,6 +25,7 @@ from vpt_vision.evaluation.pictures.style import (
     new_figure,
     picture_only,
     save,
+    wide_enough,
 )
 from vpt_vision.feedback.evaluating import evaluating
 
@@ -67,7 +68,7 @@ def neighbours_sheet(
 ) -> None:
     """Draw each image and its neighbours in a row, with their similarities and, if they have one, classes."""
     rows, columns = found.index.shape
-    figure = new_figure(0.4 + (1 + columns) * (_CELL + 0.03), 0.8 + rows * (_CELL + 0.35))
+    figure = new_figure(wide_enough(title, 0.4 + (1 + columns) * (_CELL + 0.03)), 0.8 + rows * (_CELL + 0.35))
     grid = figure.subplots(rows, 1 + columns, squeeze=False)
     for number, picture in enumerate(whole_pictures(pictured.images)):
         _show(grid[number][0], picture, short(pictured.names[number]))

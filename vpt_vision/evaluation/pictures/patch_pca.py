@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from vpt_kernels import PackedImages
 from vpt_vision.evaluation.encoder import device_of, encode
 from vpt_vision.evaluation.pictures.images import whole_pictures
-from vpt_vision.evaluation.pictures.style import INK, SMALL, TEXT, TITLE, new_figure, picture_only, save
+from vpt_vision.evaluation.pictures.style import (
+    INK,
+    SMALL,
+    TEXT,
+    TITLE,
+    new_figure,
+    picture_only,
+    save,
+    wide_enough,
+)
 from vpt_vision.feedback.evaluating import evaluating
 from vpt_vision.task import Renderer
 
@@ -47,7 +56,9 @@ def patch_pca(
         rows[label] = projection._replace(components=_align(projection.components, first))
 
     count, cell = len(images), 1.45
-    figure = new_figure(1.5 + count * cell, 0.75 + (1 + len(rows)) * (cell + 0.05))
+    title = "Patch features: first three principal components"
+    named = 0.1 * max(map(len, [*rows, "(00 % of variance)"]))  # inches that the names take at the left
+    figure = new_figure(wide_enough(title, named + count * cell), 0.75 + (1 + len(rows)) * (cell + 0.05))
     grid = figure.subplots(1 + len(rows), count, squeeze=False)
     for column, picture in enumerate(whole_pictures(images)):
         grid[0][column].imshow(picture.numpy(), interpolation="bicubic")
@@ -60,7 +71,6 @@ def patch_pca(
     ]
     for axes, label in zip(grid, labels, strict=True):
         axes[0].set_ylabel(label, fontsize=TEXT, color=INK, rotation=0, ha="right", va="center")
-    title = "Patch features: first three principal components"
     figure.suptitle(title, fontsize=TITLE, fontweight="bold", color=INK)
     figure.supxlabel("like colours: like features, within one row", fontsize=SMALL, color=INK)
     save(figure, path)

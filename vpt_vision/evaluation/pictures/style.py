@@ -23,6 +23,11 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def wide_enough(title: str, least: float) -> float:
+    """Width in inches of a figure that is at least as wide as its title."""
+    return max(least, 0.4 + 0.118 * len(title))
+
+
 def picture_only(axes: Axes) -> None:
     """Take ticks and frame off `axes` that show an image."""
     axes.set_xticks([])

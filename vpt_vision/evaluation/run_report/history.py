@@ -44,10 +44,14 @@ class History:
         values = self._typical(figure)
         return float(np.median(values)) if len(values) else math.nan
 
-    def mean(self, figure: str) -> float:
-        """Likewise."""
-        values = self._typical(figure)
-        return float(values.mean()) if len(values) else math.nan
+    def phase_seconds(self, phase: str) -> float:
+        """Mean seconds of a step that a phase takes, likewise; NaN where it never came.
+
+        A line without the phase had none of it: a value step comes but every few steps.
+        """
+        timed = [record for record in self.records if "seconds/forward" in record]
+        seconds = [record.get(f"seconds/{phase}") or 0.0 for record in (timed[1:] or timed)]
+        return sum(seconds) / len(seconds) if any(seconds) else math.nan
 
     def step_seconds(self) -> float:
         """Of a whole step, the mean; NaN where it was not timed."""

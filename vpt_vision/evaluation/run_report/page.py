@@ -259,7 +259,7 @@ def _breakdown(histories: Sequence[History]) -> dict[str, object] | None:
     rows = [
         [
             history.name,
-            *(_told(1000 * history.mean(f"seconds/{phase}"), ",.1f") for phase in PHASES),
+            *(_told(1000 * history.phase_seconds(phase), ",.1f") for phase in PHASES),
             _told(1000 * history.step_seconds(), ",.1f"),
         ]
         for history in histories

@@ -60,7 +60,7 @@ def in_words(panel: Panel, logs: Mapping[str, Records]) -> str:
 def breakdown(histories: Sequence[History]) -> Markup | None:
     """Bars of the mean milliseconds of a step by phase, a bar for each run; None where none is timed."""
     means = {
-        phase: np.nan_to_num([1000 * history.mean(f"seconds/{phase}") for history in histories])
+        phase: np.nan_to_num([1000 * history.phase_seconds(phase) for history in histories])
         for phase in PHASES
     }
     if not any(times.any() for times in means.values()):
