@@ -143,6 +143,20 @@ class Task:
             self.targets.detach(),
         )
 
+    @torch.no_grad()
+    def describe(self, images: PackedImages) -> dict[str, Tensor]:
+        """Scalars to log: `mask_ratio`, of the views that are masked, and each kind's mean crop `KIND_scale`.
+
+        A crop's scale is its share of its image's area.
+        """
+        hidden = self.masks.hidden.float().mean(-1)
+        described = {"mask_ratio": hidden.sum() / (hidden > 0).sum().clamp(min=1)}
+        area = images.heights * images.widths
+        for kind, views in (("global", self.global_views), ("local", self.local_views)):
+            if len(views.boxes):
+                described[f"{kind}_scale"] = (views.boxes[..., 2:].prod(-1) / area).mean()
+        return described
+
     @property
     def has_gradient(self) -> bool:
         """Whether its losses are differentiable in its masks or targets, which no pixels show."""

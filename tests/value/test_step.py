@@ -112,7 +112,7 @@ def test_the_designer_of_crops_climbs(make_step, images, keys):
     def areas(learning_rate):
         settings = {"surfaces": ["crops"], "kl_weight": 0.0, "learning_rate": learning_rate}
         step = make_step(designer=settings, normalise="none", pairs=2)
-        step._values = lambda setting, refined, u: {
+        step.objective._values = lambda setting, refined, u: {
             "dino": refined.task.global_views.boxes[..., 2:].prod(-1).mean() / 1600
         }
         return torch.stack([report["value"] for report in run(step, images, keys, 8)])
@@ -150,13 +150,15 @@ def test_a_value_that_is_not_finite_moves_nothing(make_step, images, keys):
     run(step, images, keys, 1)
     before = weights(step)
     moments = [state["exp_avg"].clone() for state in step.optimiser.state.values()]
-    honest = step._values
-    step._values = lambda *args: {term: value * float("nan") for term, value in honest(*args).items()}
+    honest = step.objective._values
+    step.objective._values = lambda *args: {
+        term: value * float("nan") for term, value in honest(*args).items()
+    }
     assert step(images, keys, TEMPERATURE)["designer_skipped"] == 1
     assert torch.equal(before, weights(step))
     after = [state["exp_avg"] for state in step.optimiser.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
-    step._values = honest
+    step.objective._values = honest
     assert step(images, keys, TEMPERATURE)["designer_skipped"] == 0
     assert not torch.equal(before, weights(step))
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from vpt_kernels import PackedImages
 from vpt_vision.designers.policy import Policy, Surface
+from vpt_vision.errors import UserError
 from vpt_vision.task import Keys, RenderedViews, Task
 
 
@@ -63,6 +64,16 @@ class Designer(nn.Module, ABC):
     def outputs(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what each head says, [B, C] or [B, C, R, C'] by its name, fp32; zeros are the recipe."""
         return {}
+
+    def scale_outputs(self, share: Tensor) -> None:
+        """Multiply every output by `share`, a scalar, for good: 0 is the recipe, 1 changes nothing.
+
+        A designer with outputs that are to be held by `value.leash.kl_bound` implements it.
+        """
+        raise UserError(
+            f"value.leash.kl_bound is set, and {type(self).__name__} has no scale_outputs to be held by: "
+            "write that method, or leave the bound out."
+        )
 
     @abstractmethod
     def policy_of(self, images: PackedImages, outputs: dict[str, Tensor]) -> Policy:

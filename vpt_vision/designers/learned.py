@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vpt_kernels import PackedImages
+from vpt_kernels import PackedImages, keyed_uniform
 from vpt_vision.designers.crops import CropBend
 from vpt_vision.designers.designer import Designer
 from vpt_vision.designers.distributions import Kumaraswamy
@@ -19,10 +19,11 @@ from vpt_vision.designers.network import STRIDE, ThumbnailNetwork
 from vpt_vision.designers.photometrics import EVENTS, STRENGTHS, PhotometricBend
 from vpt_vision.designers.policy import Policy, RecipeLaws, Surface
 from vpt_vision.designers.recipe import RecipeConfig
+from vpt_vision.designers.streams import Stream
 from vpt_vision.designers.targets import TargetBend
 from vpt_vision.designers.views import ViewBend
 from vpt_vision.schema import Config
-from vpt_vision.task import MIXED
+from vpt_vision.task import MIXED, Keys, Task
 
 _KINDS = 2  # of views: global and local
 _SHAPES = 4  # log a and log b of area and of aspect
@@ -84,6 +85,9 @@ class LearnedDesignerConfig(Config):
     targets: TargetsConfig = Field(TargetsConfig(), description="bounds of the surface targets")
     learning_rate: float = Field(1e-3, ge=0, description="of the designer's AdamW; 0 leaves it at the recipe")
     weight_decay: float = Field(0.0, ge=0, description="of the designer's AdamW")
+    recipe_share: float = Field(
+        0.0, ge=0, le=1, description="share of the images whose task is always the fixed recipe's"
+    )
     kl_weight: float = Field(0.01, ge=0, description="price in value of one nat of KL from the recipe")
 
 
@@ -155,6 +159,29 @@ class LearnedDesigner(Designer):
             with torch.autocast(features[name].device.type, enabled=False):
                 outputs[name] = head(features[name])
         return outputs
+
+    def forward(self, images: PackedImages, keys: Keys) -> Task:
+        """Draw one task for each of `images`, a share of them from the recipe itself."""
+        outputs = self.outputs(self.features(images))
+        if self.config.recipe_share > 0:
+            outputs = self._keep(outputs, keys, images.device)
+        return self.policy_of(images, outputs).sample(keys)
+
+    @torch.no_grad()
+    def scale_outputs(self, share: Tensor) -> None:
+        """Multiply the last layers, which are linear, by `share`."""
+        for parameter in self.heads.parameters():
+            parameter.mul_(share)
+
+    def _keep(self, outputs: dict[str, Tensor], keys: Keys, device: torch.device) -> dict[str, Tensor]:
+        """Set to 0, which is the recipe, the outputs of the images that the keys choose."""
+        samples = keys.samples.to(device, non_blocking=True)
+        drawn = keyed_uniform(keys.seed, keys.step, samples, 2 * Stream.RECIPE, 1)[:, 0]
+        kept = drawn >= self.config.recipe_share  # [B]
+        return {
+            name: torch.where(kept.view(-1, *(1,) * (output.ndim - 1)), output, 0.0)
+            for name, output in outputs.items()
+        }
 
     def policy_of(self, images: PackedImages, outputs: dict[str, Tensor]) -> Policy:
         """Return the recipe, bent by `outputs` for each of `images`."""

@@ -40,6 +40,7 @@ class Stream(IntEnum):
     HARD_PAIR = 19
     HARD_LOCALS = 20
     MASK_CHOICE = 21
+    RECIPE = 22
 
 
 def draw(keys: Keys, stream: Stream, kind: ViewKind, attempts: int = 1) -> Tensor:

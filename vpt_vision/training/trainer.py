@@ -128,7 +128,8 @@ class Trainer:
         self.steps_done += 1
         self.collapse.add(losses.teacher)
         terms = {name: term.detach() for name, term in losses.terms.items()}
-        return {"loss": losses.total.detach(), **terms, **report}
+        described = {f"task/{name}": figure for name, figure in task.describe(images).items()}
+        return {"loss": losses.total.detach(), **terms, **described, **report}
 
     def fit(self) -> TrainingResult:
         """Run to the last step, from the newest checkpoint of `config.output` if it holds one.
@@ -177,8 +178,11 @@ class Trainer:
                     log.write(record)
                     skipped.end_interval()
                     self._expect_progress(record)
-                    if (news := self.collapse.judge(record)) is not None:
-                        log.say(f"{output}: step {self.steps_done}: {news}")
+                    watches = [self.collapse.judge(record)]
+                    if self.value_step is not None:
+                        watches.append(self.value_step.guard.news(record))
+                    for sentence in filter(None, watches):
+                        log.say(f"{output}: step {self.steps_done}: {sentence}")
                     if (news := wait.judge(record)) is not None:
                         log.say(f"{output}: step {self.steps_done}: {news}.")
                 if self.steps_done in kept:

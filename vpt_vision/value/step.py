@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -16,77 +15,38 @@ from vpt_vision.collectives import all_reduce_mean
 from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
 from vpt_vision.designers.ascent import ascend
 from vpt_vision.errors import UserError
-from vpt_vision.feedback import Direction, Feedback, FeedbackGradient, evaluating, random_direction
+from vpt_vision.feedback import (
+    Direction,
+    Feedback,
+    FeedbackGradient,
+    cosine,
+    evaluating,
+    inner,
+    random_direction,
+)
 from vpt_vision.learner import Learner
-from vpt_vision.schema import Config
 from vpt_vision.task import Keys, Renderer, Task
-from vpt_vision.value.estimator import Estimator, EstimatorsConfig, Occasion, Search
-from vpt_vision.value.exact import exact_value
-from vpt_vision.value.finite_difference import finite_difference_value
+from vpt_vision.value.config import ValueConfig
+from vpt_vision.value.estimator import Estimator, Occasion, Search
+from vpt_vision.value.gradient import MovingDirection, pretraining_gradients
+from vpt_vision.value.guard import Guard
+from vpt_vision.value.leash import Leash
+from vpt_vision.value.objective import Measured, Objective
 from vpt_vision.value.pathwise import opened
 from vpt_vision.value.population import population
 from vpt_vision.value.preconditioner import adamw_step
-from vpt_vision.value.scale import RunningScale
 from vpt_vision.value.score import score
 from vpt_vision.value.setting import Setting
 
-
-class ValueConfig(Config):
-    """How often, on what and by which estimator the value of a task is measured."""
-
-    every: int = Field(8, ge=1, description="learner steps from one value step to the next")
-    burn_in: int = Field(
-        0, ge=0, description="learner steps in which value is measured but the designer rests"
-    )
-    batch: int = Field(32, ge=2, description="images of the learner's batch that value is measured on")
-    tail_blocks: int = Field(
-        2, ge=1, description="last blocks of the student that u and value speak of; 2 to 4"
-    )
-    direction: Literal["feedback", "random"] = Field(
-        "feedback",
-        description="random: value is along a random direction of u's length, anew each time, a control",
-    )
-    estimators: EstimatorsConfig = Field(
-        EstimatorsConfig(), description="how each surface's gradient is found"
-    )
-    follow_targets: bool = Field(
-        True,
-        description="derivatives of value go through the teacher's targets and their balance too; false "
-        "holds these, which is cheaper, and wrong where one image's views shift the targets of others",
-    )
-    rho: float = Field(
-        1e-3, gt=0, description="finite difference: length of the step, in lengths of the weights"
-    )
-    pairs: int = Field(2, ge=1, description="population search: antithetic pairs of candidate designers")
-    sigma: float = Field(
-        0.25, gt=0, description="population search: root mean square of what is added to a head's outputs"
-    )
-    draws: int = Field(4, ge=2, description="score function: batches of tasks drawn from the policy")
-    preconditioner: Literal["identity", "adamw"] = Field(
-        "identity",
-        description="identity: value of a plain gradient step, as published; adamw: of the step that the "
-        "learner's AdamW makes of it",
-    )
-    normalise: Literal["running", "none"] = Field(
-        "running",
-        description="running: each loss term's value is divided by its running size; none: as published",
-    )
-    scale_decay: float = Field(0.9, ge=0, lt=1, description="decay of the running size, per value step")
-
-
-def build_search(name: Search, config: ValueConfig) -> Estimator:
-    """Build the estimator of that name with its settings."""
-    if name == "score":
-        return partial(score, draws=config.draws)
-    return partial(population, pairs=config.pairs, sigma=config.sigma)
+WATCHED = ("cosine", "heldout/", "guard/")  # what figures of a look at the held-out examples begin with
 
 
 class ValueStep:
     """What the trainer calls every `config.every` steps, after the learner's own step.
 
-    The objective that the designer ascends is Σ_k w_k V_k / s_k - kl_weight · KL(designer ‖ recipe) - its own
-    penalties, with the learner's weight w_k of loss term k and the running size s_k of its value (1 if not
-    normalised). Each surface's gradient is found by the estimator that `config.estimators` names; the
+    The objective that the designer ascends is Σ_k w_k V_k / s_k, less the leash's price and the designer's
+    own penalties, with the learner's weight w_k of loss term k and the running size s_k of its value (1 if
+    not normalised). Each surface's gradient is found by the estimator that `config.estimators` names; the
     designer's AdamW takes the step.
 
     With `bf16` everything but the last blocks runs as in a bf16 run.
@@ -120,13 +80,15 @@ class ValueStep:
         self.designer = designer
         self.renderer = renderer
         self.feedback_gradient = FeedbackGradient(feedback, config.tail_blocks)
-        self.scale = RunningScale(config.scale_decay)
         self.plan = config.estimators.plan(designer.surfaces)
-        self.searches = [(build_search(name, config), found) for name, found in self.plan.searched.items()]
-        self.kl_weight = 0.0
+        self.objective = Objective(config, learner.config.weights, exact=self.plan.exact)
+        self.searches = [(self._search(name), found) for name, found in self.plan.searched.items()]
+        self.guard = Guard(config.guard)
+        self.heldout_u = MovingDirection(feedback.ema)
+        self.count = 0
+        kl_weight = designer.config.kl_weight if isinstance(designer, LearnedDesigner) else 0.0
+        self.leash = Leash(config.leash, kl_weight, bends=bool(designer.surfaces))
         self.optimiser: torch.optim.Optimizer | None = None
-        if isinstance(designer, LearnedDesigner):
-            self.kl_weight = designer.config.kl_weight
         if designer.learns_from == "value":
             self.optimiser = designer.optimiser()
         self.latest: dict[str, Tensor] = {}
@@ -145,11 +107,16 @@ class ValueStep:
 
         Returns:
             Scalars on the device, kept as `latest`: `value` = ⟨P u, ∇L_pre⟩ and `value/TERM` of each
-            unweighted term; `objective` without KL and penalties; `kl/SURFACE` in nats, mean over images;
-            `penalty/NAME`; what `FeedbackGradient.update` and `Policy.describe` (under `policy/`) report; and
-            where the designer was improved `designer_gradient_norm` and `designer_skipped` (1 or 0).
+            unweighted term; `objective` without KL and penalties; `kl/SURFACE` and `entropy/SURFACE` (over
+            the recipe's) in nats, means over images; `penalty/NAME`; what `FeedbackGradient.update` and
+            `Policy.describe` (under `policy/`) report; and where the designer was improved
+            `designer_gradient_norm`, `designer_skipped` (1 or 0), `pace` (the share of the step that was
+            taken) and what `Leash` reports. Every `guard.every` times also `cosine` of P u with ∇L_pre,
+            `cosine/TERM`, `heldout/value`, `heldout/cosine` and `heldout/cosine/TERM`, the same with u on
+            held-out examples, and after the burn-in what `Guard.look` reports; between these the last of
+            them stand.
         """
-        images = images[: self.config.batch]
+        everyone, images = images, images[: self.config.batch]
         keys = keys._replace(samples=keys.samples[: self.config.batch])
         learner = self.learner
         with evaluating(learner), torch.autocast(images.device.type, enabled=False):
@@ -172,10 +139,8 @@ class ValueStep:
                 policy = self.designer.policy_of(images, outputs)
                 task = opened(policy.sample(keys), self.plan.followed)
                 refined = self._refine(setting, task, keys)
-                values = self._values(setting, refined, u)
-            over_ranks = {term: all_reduce_mean(value) for term, value in values.items()}
-            self.scale.update(over_ranks)
-            report |= self._describe(policy, over_ranks)
+                measured = self.objective.measure(setting, refined, u, first=True)
+            report |= self._describe(policy, measured)
             report |= {f"penalty/{name}": penalty.detach() for name, penalty in refined.penalties.items()}
             report |= {f"policy/{name}": figure.detach() for name, figure in refined.figures.items()}
             if optimiser is not None:
@@ -186,26 +151,92 @@ class ValueStep:
                     features=features,
                     outputs=outputs,
                     policy=policy,
-                    judge=lambda task: self._objective(
-                        self._values(setting, self._refine(setting, task, keys), u)
+                    judge=lambda task: (
+                        self.objective.measure(setting, self._refine(setting, task, keys), u).objective
                     ),
                 )
-                price = self.kl_weight * _total(kl.mean() for kl in policy.kl().values())
-                price = price + _total(refined.penalties.values())
                 searched = _total(search(occasion, surfaces) for search, surfaces in self.searches)
-                report |= ascend(self.designer, optimiser, self._objective(values) + searched - price)
+                price = self.leash.price(policy) + _total(refined.penalties.values())
+                goal = measured.objective + searched - price
+                report |= self._step(optimiser, everyone, goal, report["u_reliability"])
+            if self.config.guard.every and self.count % self.config.guard.every == 0:
+                recipe = None if optimiser is None else self._recipe(images, outputs)
+                report |= self._look(setting, refined, keys, u, recipe=recipe)
+            else:
+                report |= {k: figure for k, figure in self.latest.items() if k.startswith(WATCHED)}
+        self.count += 1
         self.latest = report
         return report
+
+    def _step(
+        self, optimiser: torch.optim.Optimizer, images: PackedImages, goal: Tensor, reliability: Tensor
+    ) -> dict[str, Tensor]:
+        """Move the designer up the gradient of `goal`, as far as u can be trusted and the leash allows."""
+        before = [parameter.detach().clone() for parameter in self.designer.parameters()]
+        report = ascend(self.designer, optimiser, goal)
+        pace = self.guard.factor.to(images.device)
+        if self.config.pace == "reliability":
+            pace = pace * agreement(reliability)
+        with torch.no_grad():
+            for parameter, then in zip(self.designer.parameters(), before, strict=True):
+                parameter.copy_(torch.lerp(then, parameter, pace))
+            outputs = list(self.designer.outputs(self.designer.features(images)).values())
+            if outputs:  # a step so long that the network overflows is taken back
+                sound = torch.stack([output.isfinite().all() for output in outputs]).all()
+                for parameter, then in zip(self.designer.parameters(), before, strict=True):
+                    parameter.copy_(torch.where(sound, parameter, then))
+                report["designer_skipped"] = torch.maximum(report["designer_skipped"], (~sound).float())
+        return report | {"pace": pace, **self.leash.pull_back(self.designer, images), **self.leash.report()}
+
+    def _look(
+        self,
+        setting: Setting,
+        refined: Refined,
+        keys: Keys,
+        u: Direction,
+        *,
+        recipe: Policy | None,
+    ) -> dict[str, Tensor]:
+        """Measure value on held-out examples beside value on meta; the guard judges gains over `recipe`."""
+        with setting.autocast():
+            heldout = self.feedback_gradient.heldout(self.learner.student.backbone, keys)
+        self.heldout_u.update(self.feedback_gradient.combine(heldout))
+        other = self._preconditioned(self.heldout_u.value)
+        terms = pretraining_gradients(setting, refined.task, refined.views)
+        whole = self.objective.whole(terms)
+        report = {
+            "cosine": cosine(u, whole),
+            "heldout/value": inner(other, whole),
+            "heldout/cosine": cosine(other, whole),
+            **{f"cosine/{term}": cosine(u, gradient) for term, gradient in terms.items()},
+            **{f"heldout/cosine/{term}": cosine(other, gradient) for term, gradient in terms.items()},
+        }
+        if recipe is None:
+            return report
+        with torch.no_grad():
+            task = recipe.sample(keys)
+            views = setting.renderer(setting.images, task)
+        usual = pretraining_gradients(setting, task, views)
+        aligned = self.objective.aligned
+        gains = [all_reduce_mean(aligned(terms, along) - aligned(usual, along)) for along in (u, other)]
+        return report | self.guard.look(*gains)
 
     def _direction(self, keys: Keys) -> Direction:
         """P u: u, or the control in its place, as the learner's steps see it."""
         u = self.feedback_gradient.u
         if self.config.direction == "random":
             u = random_direction(u, keys)
+        return self._preconditioned(u)
+
+    def _preconditioned(self, u: Direction) -> Direction:
         if self.config.preconditioner == "identity" or self.learner_optimiser is None:
             return u
         tail = self.learner.student.backbone.tail_parameters(self.config.tail_blocks)
         return adamw_step(u, tail, self.learner_optimiser)
+
+    def _recipe(self, images: PackedImages, outputs: dict[str, Tensor]) -> Policy:
+        """The law of the recipe's tasks: zero outputs are the recipe."""
+        return self.designer.policy_of(images, {name: torch.zeros_like(o) for name, o in outputs.items()})
 
     def _refine(self, setting: Setting, task: Task, keys: Keys) -> Refined:
         """Render `task` and let the designer finish it."""
@@ -213,34 +244,20 @@ class ValueStep:
         with setting.autocast():
             return self.designer.refine(task, views, keys, setting.learner, setting.temperature)
 
-    def _values(self, setting: Setting, refined: Refined, u: Direction) -> dict[str, Tensor]:
-        """V_k of each loss term; with a graph where one leads back to the designer."""
-        task, views = refined.task, refined.views
-        pixels = (views.global_views, views.local_views)
-        leads_back = task.has_gradient or any(part.requires_grad for part in pixels)
-        with torch.set_grad_enabled(leads_back and torch.is_grad_enabled()):
-            if self.plan.exact:
-                return exact_value(setting, task, views, u)
-            return finite_difference_value(setting, task, views, u, rho=self.config.rho)
-
-    def _objective(self, values: dict[str, Tensor]) -> Tensor:
-        """Σ_k w_k V_k / s_k."""
-        if self.config.normalise == "none":
-            return self._weighted(values)
-        return self._weighted({term: value / self.scale.scale(term) for term, value in values.items()})
-
-    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        """Sum over the loss terms with the learner's weights."""
-        weights = self.learner.config.weights
-        return torch.stack([weights[term] * value for term, value in terms.items()]).sum()
+    def _search(self, name: Search) -> Estimator:
+        """Return the estimator of that name with its settings."""
+        if name == "score":
+            return partial(score, draws=self.config.draws)
+        return partial(population, pairs=self.config.pairs, sigma=self.config.sigma)
 
     @torch.no_grad()
-    def _describe(self, policy: Policy, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _describe(self, policy: Policy, measured: Measured) -> dict[str, Tensor]:
         return {
-            "value": self._weighted(values),
-            **{f"value/{term}": value for term, value in values.items()},
-            "objective": self._objective(values),
+            "value": self.objective.weighted(measured.values),
+            **{f"value/{term}": value.detach() for term, value in measured.values.items()},
+            "objective": measured.objective.detach(),
             **{f"kl/{surface}": kl.mean() for surface, kl in policy.kl().items()},
+            **{f"entropy/{surface}": nats.mean() for surface, nats in policy.entropy().items()},
             **{f"policy/{name}": scalar for name, scalar in policy.describe().items()},
         }
 
@@ -248,7 +265,11 @@ class ValueStep:
         """Return everything that the next call depends on besides learner and designer."""
         return {
             "feedback_gradient": self.feedback_gradient.state_dict(),
-            "scale": self.scale.state_dict(),
+            "objective": self.objective.state_dict(),
+            "leash": self.leash.state_dict(),
+            "guard": self.guard.state_dict(),
+            "heldout_u": self.heldout_u.state_dict(),
+            "count": self.count,
             "optimiser": None if self.optimiser is None else self.optimiser.state_dict(),
             "latest": self.latest,
         }
@@ -258,7 +279,11 @@ class ValueStep:
         device = self.learner.student.backbone.mask_token.device
         state = tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
         self.feedback_gradient.load_state_dict(state["feedback_gradient"])
-        self.scale.load_state_dict(state["scale"])
+        self.objective.load_state_dict(state["objective"])
+        self.leash.load_state_dict(state["leash"])
+        self.guard.load_state_dict(state["guard"])
+        self.heldout_u.load_state_dict(state["heldout_u"])
+        self.count = state["count"]
         if self.optimiser is not None:
             self.optimiser.load_state_dict(state["optimiser"])
         self.latest = state["latest"]
@@ -267,3 +292,15 @@ class ValueStep:
 def _total(numbers: Iterable[Tensor]) -> Tensor:
     """Sum of scalars; 0 for none."""
     return sum(numbers, start=torch.zeros(()))
+
+
+def agreement(reliability: Tensor) -> Tensor:
+    """Return the share of u that is signal, from the cosine r of its two halves: 2 r / (1 + r), 0 for r < 0.
+
+    With independent noise of one size in both halves r is the signal's share in either, and this that in
+    their mean (Spearman 1910, Brown 1910): the factor that makes a noisy u the best estimate of the true
+    one. A designer's optimiser divides by the gradient's own size, so it is the step that is scaled.
+    Directions in which no label agrees with another then move the designer nowhere.
+    """
+    r = reliability.nan_to_num(0.0).clamp(0, 1)
+    return 2 * r / (1 + r)

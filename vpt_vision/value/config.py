@@ -1,0 +1,62 @@
+"""The settings of the value step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vpt_vision.schema import Config
+from vpt_vision.value.estimator import EstimatorsConfig
+from vpt_vision.value.guard import GuardConfig
+from vpt_vision.value.leash import LeashConfig
+
+
+class ValueConfig(Config):
+    """How often, on what and by which estimator the value of a task is measured."""
+
+    every: int = Field(8, ge=1, description="learner steps from one value step to the next")
+    burn_in: int = Field(
+        0, ge=0, description="learner steps in which value is measured but the designer rests"
+    )
+    batch: int = Field(32, ge=2, description="images of the learner's batch that value is measured on")
+    tail_blocks: int = Field(
+        2, ge=1, description="last blocks of the student that u and value speak of; 2 to 4"
+    )
+    direction: Literal["feedback", "random"] = Field(
+        "feedback",
+        description="random: value is along a random direction of u's length, anew each time, a control",
+    )
+    estimators: EstimatorsConfig = Field(
+        EstimatorsConfig(), description="how each surface's gradient is found"
+    )
+    follow_targets: bool = Field(
+        True,
+        description="derivatives of value go through the teacher's targets and their balance too; false "
+        "holds these, which is cheaper, and wrong where one image's views shift the targets of others",
+    )
+    rho: float = Field(
+        1e-3, gt=0, description="finite difference: length of the step, in lengths of the weights"
+    )
+    pairs: int = Field(2, ge=1, description="population search: antithetic pairs of candidate designers")
+    sigma: float = Field(
+        0.25, gt=0, description="population search: root mean square of what is added to a head's outputs"
+    )
+    draws: int = Field(4, ge=2, description="score function: batches of tasks drawn from the policy")
+    preconditioner: Literal["identity", "adamw"] = Field(
+        "identity",
+        description="identity: value of a plain gradient step, as published; adamw: of the step that the "
+        "learner's AdamW makes of it",
+    )
+    normalise: Literal["running", "cosine", "none"] = Field(
+        "running",
+        description="running: each loss term's value is divided by its running size; cosine: by the lengths "
+        "of u and of the term's gradient, so that a longer gradient is worth no more; none: as published",
+    )
+    scale_decay: float = Field(0.9, ge=0, lt=1, description="decay of the running size, per value step")
+    pace: Literal["reliability", "full"] = Field(
+        "reliability",
+        description="reliability: the designer's step shrinks as u's two halves disagree; full: it does not",
+    )
+    leash: LeashConfig = Field(LeashConfig(), description="how the designer is held close to the recipe")
+    guard: GuardConfig = Field(GuardConfig(), description="what held-out examples have to say")
