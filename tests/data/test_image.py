@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vpt_vision.data.image import Undecoded, decode_image, open_image, read_pixels
+from vpt_vision.data.image import decode_image, open_image, read_pixels
 from vpt_vision.data.source import UnreadableSample
 
 HEIGHT, WIDTH = 37, 53  # odd and unlike: neither blocks of 8 nor chroma of half the size fit
@@ -212,28 +212,52 @@ class TestBombs:
             read_pixels(open_image(data), with_size(data, 38, 54), 1)
 
 
-class TestUndecoded:
+class TestRoom:
+    """Pixels go straight to the place that is given for them."""
+
     @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
     @pytest.mark.parametrize(
         ("kind", "at_least"), [("JPEG", None), ("JPEG", 20), ("PNG", 20), ("WEBP", None)]
     )
-    def test_tells_the_size_and_decodes_in_place(self, kind, at_least, orientation):
+    def test_is_asked_for_by_size_and_written_to(self, kind, at_least, orientation):
         exif = Image.Exif()
         exif[274] = orientation
         data = encode(np.random.default_rng(0).integers(0, 256, (83, 121, 3), np.uint8), kind, exif=exif)
         expected = decode_image("x", data, at_least)
-        opened = Undecoded("x", data, at_least)
-        assert (opened.height, opened.width) == expected.shape[:2]
-        room = np.zeros(expected.size + 7, np.uint8)
-        out = room[:-7].reshape(expected.shape)
-        assert np.shares_memory(opened.decode(out), room)
-        assert np.array_equal(out, expected) and not room[-7:].any()
+        memory = np.zeros(expected.size + 7, np.uint8)
+        asked = []
+
+        def room(height, width):
+            asked.append((height, width))
+            return memory[: 3 * height * width].reshape(height, width, 3)
+
+        out = decode_image("x", data, at_least, room)
+        assert asked == [expected.shape[:2]]
+        assert np.shares_memory(out, memory)
+        assert np.array_equal(out, expected) and not memory[-7:].any()
+
+    def test_of_an_oddity_that_is_read_otherwise_the_last_counts(self):
+        """Pillow, which reads it, rounds the sides of a scaled JPEG in its own way."""
+        data = encode(picture("RGB", SMOOTH), "JPEG")
+        scan = data.rindex(b"\xff\xda")
+        last = scan + 2 + struct.unpack(">H", data[scan + 2 : scan + 4])[0] - 2
+        odd = data[:last] + b"\0" + data[last + 1 :]
+        places = []
+
+        def room(height, width):
+            places.append(np.empty((height, width, 3), np.uint8))
+            return places[-1]
+
+        for at_least in (None, 10):
+            out = decode_image("x", odd, at_least, room)
+            assert out is places[-1] and np.array_equal(out, decode_image("x", odd, at_least))
 
     def test_damage_is_told_by_name(self):
         data = encode(np.random.default_rng(0).integers(0, 256, (83, 121, 3), np.uint8), "JPEG")
-        opened = Undecoded("a.jpg", data[: len(data) // 2])
         with pytest.raises(UnreadableSample) as caught:
-            opened.decode(np.zeros((83, 121, 3), np.uint8))
+            decode_image(
+                "a.jpg", data[: len(data) // 2], None, lambda *sides: np.empty((*sides, 3), np.uint8)
+            )
         assert caught.value.name == "a.jpg"
 
 

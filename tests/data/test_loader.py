@@ -172,6 +172,33 @@ def test_other_data_cannot_be_resumed():
         loader(Numbers(10)).load_state_dict(state)
 
 
+def test_a_state_of_an_earlier_version_counts_from_here():
+    first = loader(Numbers(50, broken=[3]), 5, max_unreadable=1)
+    take(first, 10)
+    state = first.state_dict()
+    assert state["unreadable"] == 1
+    for gone in (["unreadable_by_shard"], ["reads", "unreadable_by_shard"], ["reads", "unreadable"]):
+        again = loader(Numbers(50, broken=[3]), 5, max_unreadable=1)
+        again.load_state_dict({key: value for key, value in state.items() if key not in gone})
+        assert row(take(again, 3)) == row(take(loader_at(first, state), 3))
+        assert again.state_dict()["unreadable"] == (state["unreadable"] if gone[0] != "reads" else 0) * (
+            "unreadable" not in gone
+        )
+
+
+def loader_at(like, state):
+    again = loader(like.source, like.batch_size, max_unreadable=1)
+    again.load_state_dict(state)
+    return again
+
+
+def test_a_state_without_a_place_is_refused():
+    state = loader(Numbers(9)).state_dict()
+    del state["epoch"], state["position"]
+    with pytest.raises(UserError, match="lacks epoch, position: go on with the version"):
+        loader(Numbers(9)).load_state_dict(state)
+
+
 class TestUnreadable:
     def test_is_named_and_replaced(self):
         batches = take(loader(Numbers(50, broken=[7, 8]), 5, max_unreadable=1), 20)  # two epochs

@@ -8,10 +8,12 @@ import tarfile
 import time
 from contextlib import closing
 from itertools import islice
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 from webserver import WebServer
 
@@ -244,6 +246,56 @@ def _state(process):
         return "Z"
 
 
+class Hanging(MemoryFileSystem):
+    """A storage service whose next calls hang, for a second; as many of each kind as `hang` says."""
+
+    protocol = "hanging"
+    cachable = True
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+    hang: ClassVar = {}
+    refuse: ClassVar = None
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("hanging://", "memory://"))
+
+    @classmethod
+    def wait(cls, stage):
+        if cls.refuse is not None:
+            raise cls.refuse
+        if cls.hang.get(stage):
+            cls.hang[stage] -= 1
+            time.sleep(1)
+
+    def ukey(self, path):
+        self.wait("ukey")
+        return super().ukey(path)
+
+    def open(self, path, mode="rb", **options):
+        file = super().open(path, mode, **options)
+        if mode == "rb":
+            self.wait("open")
+            file.read = lambda length: self.wait("read") or bytes(file.getbuffer()[_step(file, length)])
+        return file
+
+
+def _step(file, length):
+    """The next `length` bytes, which then lie behind."""
+    start = file.tell()
+    return slice(start, file.seek(min(start + length, file.size)))
+
+
+@pytest.fixture
+def hanging():
+    fsspec.register_implementation("hanging", Hanging, clobber=True)
+    Hanging.hang, Hanging.refuse = {}, None
+    system = fsspec.filesystem("hanging")
+    yield system
+    Hanging.store.clear()
+    Hanging.hang, Hanging.refuse = {}, None
+
+
 class TestFsspec:
     def test_any_file_system_it_knows(self, web, opened, tmp_path):
         memory = fsspec.filesystem("memory")
@@ -255,6 +307,33 @@ class TestFsspec:
                 opened("memory://shards/2.tar")
         finally:
             memory.rm("/shards", recursive=True)
+
+    @pytest.mark.parametrize("stage", ["ukey", "open", "read"])
+    def test_a_slow_one_is_tried_again_and_then_given_up(self, web, opened, tmp_path, stage, caplog, hanging):
+        hanging.pipe("/slow/0.tar", (tmp_path / "web" / "0.tar").read_bytes())
+        hanging.pipe("/slow/0.tar.index", (tmp_path / "web" / "0.tar.index").read_bytes())
+        hanging.hang[stage] = 1
+        with caplog.at_level(logging.WARNING):
+            source = opened("hanging://slow/0.tar", timeout=0.2)
+            assert numbers(source) == list(range(10))
+        assert caplog.text.count("nothing came for 0.2 s; trying again") == 1
+        for kept in (tmp_path / "cache").iterdir():
+            kept.unlink()
+        source = opened("hanging://slow/0.tar", timeout=0.2)
+        hanging.hang[stage] = 100
+        if stage == "ukey":
+            with pytest.raises(UserError, match=r"0\.tar cannot be had \(nothing came for 0\.2 s\)"):
+                opened("hanging://slow/0.tar", timeout=0.2)
+        else:
+            with pytest.raises(UnreadableSample, match=r"nothing came for 0\.2 s"):
+                source[0]
+        assert hanging.hang[stage] == 97  # as many tries as were asked for
+
+    def test_a_service_that_refuses_is_not_asked_again(self, web, opened, hanging):
+        hanging.pipe("/slow/0.tar", b"")
+        Hanging.refuse = PermissionError("no rights here")
+        with pytest.raises(UserError, match=r"0\.tar cannot be had \(no rights here\)"):
+            opened("hanging://slow/0.tar")
 
     def test_a_package_that_is_missing(self, opened, monkeypatch):
         monkeypatch.setitem(sys.modules, "s3fs", None)

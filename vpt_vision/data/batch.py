@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from vpt_kernels import PackedImages
+from vpt_vision.data.image import Pixels
+from vpt_vision.data.rooms import Rooms, content, held
 from vpt_vision.data.source import Sample
 
 _ROWS = 4  # of int64 before the pixels: each image's number, offset, height and width
@@ -40,32 +44,21 @@ class Batch:
     unreadable: list[Unreadable]  # what was skipped to fill the batch
     seconds: float = 0.0  # that reading it took, in one process
     host_index: Tensor | None = None  # `index`, where the buffer is on another device
+    room: Tensor | None = None  # in a worker process: the shared memory in which the buffer lies
 
     @classmethod
     def of(cls, samples: Sequence[Sample], unreadable: list[Unreadable]) -> Batch:
         """Pack the images of `samples`, by a copy."""
-        sizes = [(sample.image.shape[0], sample.image.shape[1]) for sample in samples]
-        batch = cls.empty([sample.index for sample in samples], sizes, unreadable)
-        for place, sample in zip(batch.images, samples, strict=True):
-            place.copy_(sample.image)
-        return batch
+        packing = Packing(len(samples), sum(sample.image.nbytes for sample in samples))
+        for sample in samples:
+            packing.room(sample.image.shape[0], sample.image.shape[1])[...] = sample.image.numpy()
+            packing.keep(sample.index)
+        return packing.batch(unreadable)
 
-    @classmethod
-    def empty(
-        cls, index: Sequence[int], sizes: Sequence[tuple[int, int]], unreadable: list[Unreadable]
-    ) -> Batch:
-        """Make room for images of `sizes` (height, width) that are numbered `index`, and write none yet.
-
-        In a worker process the room is in shared memory.
-        """
-        heights, widths = torch.tensor(sizes, dtype=torch.int64).view(-1, 2).T
-        lengths = 3 * heights * widths
-        rows = torch.stack(
-            [torch.tensor(index, dtype=torch.int64), lengths.cumsum(0) - lengths, heights, widths]
-        )
-        batch = cls(_room(rows.nbytes + int(lengths.sum())), len(index), unreadable)
-        batch._rows().copy_(rows)
-        return batch
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[object, ...]]:
+        """Leave the process; from a worker in its room, which is held where it arrives."""
+        there = (self.buffer, None) if self.room is None else (self.room, len(self.buffer))
+        return _arrived, (*there, self.size, self.unreadable, self.seconds, self.host_index)
 
     @property
     def images(self) -> PackedImages:
@@ -92,10 +85,58 @@ class Batch:
         return self.buffer[: _ROWS * 8 * self.size].view(torch.int64).view(_ROWS, self.size)
 
 
-def _room(length: int) -> Tensor:
-    """Uninitialised uint8 [length]; in a worker shared, as else it would be copied to leave the process."""
-    if get_worker_info() is None or not length:
-        return torch.empty(length, dtype=torch.uint8)
-    # As torch's own collate function does.
-    shared = torch.UntypedStorage._new_shared(length)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(shared)
+class Packing:
+    """A batch in the making: each image is written straight to where it stays.
+
+    In a worker process that is shared memory.
+
+    Args:
+        size: B.
+        pixels: bytes that the images are expected to take; more of them are paid for by a copy.
+    """
+
+    def __init__(self, size: int, pixels: int = 0) -> None:
+        self._rows = np.zeros((_ROWS, size), np.int64)
+        self._kept = 0  # images
+        self._end = self._rows.nbytes  # of what is kept
+        self._sides = (0, 0)  # of the image that is being written
+        self._allocate(self._end + pixels)
+
+    def room(self, height: int, width: int) -> Pixels:
+        """Give the place of the next image, uint8 [height, width, 3]; it may be asked for again."""
+        self._sides = (height, width)
+        end = self._end + 3 * height * width
+        if end > len(self._bytes):
+            written, room = self._bytes[: self._end], self._room
+            self._allocate(2 * end)
+            self._bytes[: self._end] = written
+            if room is not None:
+                _ROOMS.give_back(room)
+        return self._bytes[self._end : end].reshape(height, width, 3)
+
+    def keep(self, number: int) -> None:
+        """Let what was written to the place given last be the next image, with its `number` in the source."""
+        height, width = self._sides
+        self._rows[:, self._kept] = number, self._end - self._rows.nbytes, height, width
+        self._kept += 1
+        self._end += 3 * height * width
+
+    def batch(self, unreadable: list[Unreadable], seconds: float = 0.0) -> Batch:
+        """Give the batch, of as many images as were announced."""
+        self._bytes[: self._rows.nbytes] = self._rows.reshape(-1).view(np.uint8)
+        return Batch(self._memory[: self._end], self._kept, unreadable, seconds, room=self._room)
+
+    def _allocate(self, length: int) -> None:
+        if get_worker_info() is None or not length:
+            self._memory, self._room = torch.empty(length, dtype=torch.uint8), None
+        else:
+            self._room = _ROOMS.take(length)
+            self._memory = content(self._room)
+        self._bytes: NDArray[np.uint8] = self._memory.numpy()
+
+
+def _arrived(there: Tensor, length: int | None, *others: Any) -> Batch:
+    return Batch(there if length is None else held(there, length), *others)
+
+
+_ROOMS = Rooms()  # of this process, if it is a worker

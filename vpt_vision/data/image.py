@@ -34,10 +34,14 @@ UPRIGHT: dict[int, Callable[[NDArray[np.generic]], NDArray[np.generic]]] = {
     7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
     8: np.rot90,
 }
-TRANSPOSING = (5, 6, 7, 8)  # those that exchange height and width
 
 
-def decode_image(name: str, data: bytes, at_least: int | None = None) -> Pixels:
+def decode_image(
+    name: str,
+    data: bytes,
+    at_least: int | None = None,
+    room: Callable[[int, int], Pixels] | None = None,
+) -> Pixels:
     """Decode a JPEG, PNG or WebP file to upright 8-bit RGB, with no crop and no resize.
 
     Grey is repeated, a palette is looked up, alpha is dropped, of 16 bits the upper 8 are kept, CMYK is
@@ -50,6 +54,8 @@ def decode_image(name: str, data: bytes, at_least: int | None = None) -> Pixels:
             (both sides rounded up), the smallest whose shorter side is no less. None for the full size. Where
             a side was rounded, its last pixels show less than the others, and all are less than one pixel
             away from where an exact resize would put them.
+        room: given height and width, returns the contiguous uint8 [H, W, 3] to write to; it may be called
+            twice, and the last place counts. None for new memory.
 
     Returns:
         Pixels [H, W, 3] uint8, contiguous and writable.
@@ -58,52 +64,20 @@ def decode_image(name: str, data: bytes, at_least: int | None = None) -> Pixels:
         UnreadableSample: broken or foreign bytes, or more pixels than Pillow's limit against
             decompression bombs.
     """
-    return Undecoded(name, data, at_least).decode()
-
-
-class Undecoded:
-    """An image of which as little has been read as tells the size of what `decode_image` returns.
-
-    Of a JPEG that is the header. Files of other kinds are decoded at once: PNG may tell its orientation at
-    the very end.
-
-    Raises `UnreadableSample`, as `decode_image` does.
-    """
-
-    def __init__(self, name: str, data: bytes, at_least: int | None = None) -> None:
-        self._name = name
-        self._data = data
-        self._pixels: Pixels | None = None
-        with readable(name):
-            self._stored = open_image(data)
-            self._scale = jpeg_scale(self._stored, at_least)
-            if _is_jpeg(self._stored):
-                width, height = (-(-side // self._scale) for side in self._stored.size)
-                turned = _orientation(self._stored) in TRANSPOSING
-                self.height, self.width = (width, height) if turned else (height, width)
-            else:
-                self._pixels = self._read(None)
-                self.height, self.width = self._pixels.shape[:2]
-
-    def decode(self, out: Pixels | None = None) -> Pixels:
-        """Return the pixels [H, W, 3], written to the contiguous `out` of that shape where it is given.
-
-        Raises `UnreadableSample`; `out` then holds anything.
-        """
-        with readable(self._name):
-            pixels = self._read(out) if self._pixels is None else self._pixels
-            if out is None or np.may_share_memory(pixels, out):
-                return pixels
-            if pixels.shape != out.shape:  # Pillow, which reads the oddities, rounds in its own way
-                raise ValueError(f"it has {pixels.shape[:2]} pixels where its header tells {out.shape[:2]}")
-            out[...] = pixels
+    with readable(name):
+        stored = open_image(data)
+        scale = jpeg_scale(stored, at_least)
+        out: Pixels | None = None
+        if room is not None and _is_jpeg(stored) and _orientation(stored) not in UPRIGHT:
+            out = room(-(-stored.height // scale), -(-stored.width // scale))
+        pixels = upright(read_pixels(stored, data, scale, out), stored)
+        if room is None:
+            return np.ascontiguousarray(pixels)
+        if out is not None and np.may_share_memory(pixels, out):  # simplejpeg wraps its buffer
             return out
-
-    def _read(self, out: Pixels | None) -> Pixels:
-        """Decode and turn, straight to `out` where nothing is to be turned."""
-        plain = _is_jpeg(self._stored) and _orientation(self._stored) not in UPRIGHT
-        pixels = read_pixels(self._stored, self._data, self._scale, out if plain else None)
-        return np.ascontiguousarray(upright(pixels, self._stored))
+        out = room(pixels.shape[0], pixels.shape[1])
+        out[...] = pixels
+        return out
 
 
 @contextmanager

@@ -6,17 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from itertools import chain, islice
 from typing import NamedTuple, TypedDict
 
-import torch
-
-from vpt_vision.data.batch import Batch, Unreadable
-from vpt_vision.data.image import Pixels, Undecoded
+from vpt_vision.data.batch import Batch, Packing, Unreadable
 from vpt_vision.data.order import Order
 from vpt_vision.data.prefetch import Prefetcher
-from vpt_vision.data.source import Grouped, Sample, Source, UnreadableSample
+from vpt_vision.data.source import Grouped, Source, UnreadableSample
 from vpt_vision.data.stored import StoredSource
 from vpt_vision.data.workers import Watch, read_ahead
 from vpt_vision.errors import UserError
@@ -129,17 +125,24 @@ class Loader:
     def load_state_dict(self, state: LoaderState) -> None:
         """Let the next iteration begin where `state` says.
 
-        Raises `UserError` if the source has changed its size.
+        Raises `UserError` if the source has changed its size, or the state does not tell a place.
         """
+        missing = {"epoch", "position", "samples"} - state.keys()
+        if missing:
+            raise UserError(
+                f"the saved state of the loader lacks {', '.join(sorted(missing))}: go on with the version "
+                "that wrote it, or begin a new run."
+            )
         if state["samples"] != len(self.source):
             raise UserError(
                 f"the data had {state['samples']} samples when the run was saved and now has "
                 f"{len(self.source)}: put back the data, or begin a new run."
             )
         self._place = state["epoch"] * state["samples"] + state["position"]
-        self._reads = state["reads"]
-        self._unreadable = state["unreadable"]
-        self._by_shard = Counter(state["unreadable_by_shard"])
+        # An earlier version may not have counted; what is unreadable is a share of what was read.
+        self._reads = state.get("reads", 0)
+        self._unreadable = state.get("unreadable", 0) if "reads" in state else 0
+        self._by_shard = Counter(state.get("unreadable_by_shard", {}))
 
     def worst_shards(self) -> str:
         """Tell the shards with the most unreadable images, with their number; '' where there is none."""
@@ -182,78 +185,43 @@ class _Request(NamedTuple):
     samples: list[int]
 
 
-class _Opened(NamedTuple):
-    """An image about to be decoded."""
-
-    number: int  # of the sample in its source
-    image: Undecoded | _Whole
-    shard: str | None  # where it lies, if in a shard
-
-
-class _Whole:
-    """An image of a source that does not read files, to be had in the way of `Undecoded`."""
-
-    def __init__(self, pixels: Pixels) -> None:
-        self._pixels = pixels
-        self.height, self.width = pixels.shape[:2]
-
-    def decode(self, out: Pixels | None = None) -> Pixels:
-        if out is None:
-            return self._pixels
-        out[...] = self._pixels
-        return out
-
-
 class _Reader:
     """Reads a source by the batch, in whatever process, each image straight to its place in the batch."""
 
     def __init__(self, source: Source, order: Order) -> None:
         self.source = source
         self.order = order
+        # Asked once: to compare with a protocol takes longer than to read a file.
+        self._files = source if isinstance(source, StoredSource) else None
+        self._largest = 0  # bytes of a batch so far
 
     def __call__(self, request: _Request, watch: Watch) -> Batch:
         began = time.perf_counter()
         unreadable: list[Unreadable] = []
-        candidates = [
-            chain([index], islice(self.order.substitutes(place), TRIES - 1))
-            for place, index in enumerate(request.samples, request.place)
-        ]
-        opened = [self._first(some, unreadable, watch) for some in candidates]
-        sizes = [(one.image.height, one.image.width) for one in opened]
-        batch = Batch.empty([one.number for one in opened], sizes, unreadable)
-        samples: list[Sample] = []
-        all_in_place = True
-        for some, one, room in zip(candidates, opened, batch.images, strict=True):
-            watch.reading(one.number)
-            out: Pixels | None = room.numpy()
-            while True:
+        packing = Packing(len(request.samples), self._largest)
+        for place, index in enumerate(request.samples, request.place):
+            for candidate in chain([index], islice(self.order.substitutes(place), TRIES - 1)):
+                watch.reading(candidate)
                 try:
-                    pixels = one.image.decode(out)
+                    packing.keep(self._read(candidate, packing))
                     break
                 except UnreadableSample as error:
-                    unreadable.append(Unreadable(error.name, error.reason, one.shard))
-                    one, out, all_in_place = self._first(some, unreadable, watch), None, False
-            samples.append(Sample(torch.from_numpy(pixels), one.number))
-        if not all_in_place:  # a substitute has another size than what it came for
-            batch = Batch.of(samples, unreadable)
-        return replace(batch, seconds=time.perf_counter() - began)
+                    unreadable.append(Unreadable(error.name, error.reason, error.shard))
+            else:
+                raise UserError(
+                    f"{TRIES} of {TRIES} images tried in a row (100.0%) are unreadable, the last "
+                    f"{unreadable[-1]}: mend the data."
+                )
+        batch = packing.batch(unreadable, time.perf_counter() - began)
+        self._largest = max(self._largest, len(batch.buffer))
+        return batch
 
-    def _first(self, candidates: Iterator[int], unreadable: list[Unreadable], watch: Watch) -> _Opened:
-        """Take candidates until one can be opened."""
-        for index in candidates:
-            watch.reading(index)
-            try:
-                return self._open(index)
-            except UnreadableSample as error:
-                unreadable.append(Unreadable(error.name, error.reason, error.shard))
-        raise UserError(
-            f"{TRIES} of {TRIES} images tried in a row (100.0%) are unreadable, the last {unreadable[-1]}: "
-            "mend the data."
-        )
-
-    def _open(self, index: int) -> _Opened:
-        if not isinstance(self.source, StoredSource):
-            sample = self.source[index]
-            return _Opened(sample.index, _Whole(sample.image.numpy()), None)
-        stored = self.source.stored(index)
-        return _Opened(index, stored.undecoded(self.source.name(index), self.source.at_least), stored.shard)
+    def _read(self, index: int, packing: Packing) -> int:
+        """Write an image to its place; return its number."""
+        if self._files is not None:
+            stored = self._files.stored(index)
+            stored.decode_image_to(packing.room, self._files.name(index), self._files.at_least)
+            return index
+        sample = self.source[index]
+        packing.room(sample.image.shape[0], sample.image.shape[1])[...] = sample.image.numpy()
+        return sample.index

@@ -136,8 +136,11 @@ def read_span(file: BinaryIO, span: Span) -> bytes:
     """Read a member's bytes; raises `EOFError` where the shard ends inside them."""
     file.seek(span.offset)
     data = file.read(span.length)
-    if len(data) < span.length:
-        raise EOFError
+    while len(data) < span.length:  # an unbuffered file may give less than it was asked for
+        more = file.read(span.length - len(data))
+        if not more:
+            raise EOFError
+        data += more
     return data
 
 

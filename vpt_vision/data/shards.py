@@ -84,6 +84,7 @@ class Shards:
             found = list(pool.map(self._find, self.locations))
         indexes = [shard.holds for shard in found]
         self._keys = [shard.key for shard in found]
+        self._paths = [Path(location) for location in self.locations]  # of those on this machine
         self._bytes = np.array([index.bytes for index in indexes])
         self.faults = [
             f"{location} is cut off or damaged from byte {index.damage} on"
@@ -174,7 +175,7 @@ class Shards:
     def _open(self, shard: int) -> BinaryIO:
         key = self._keys[shard]
         if key is None:
-            return Path(self.locations[shard]).open("rb")
+            return self._paths[shard].open("rb", buffering=0)  # one read is all that follows
         assert self._cache is not None
         return self._cache.open(self.locations[shard], key, int(self._bytes[shard]))
 

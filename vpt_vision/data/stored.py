@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt_vision.data.decode import decode
-from vpt_vision.data.image import Undecoded
+from vpt_vision.data.image import Pixels, decode_image
 from vpt_vision.data.source import Sample, Source, UnreadableSample
 
 
@@ -24,10 +25,10 @@ class Stored:
     depth: bytes | None = None
     shard: str | None = None  # where it lies, if in a shard
 
-    def undecoded(self, name: str, at_least: int | None) -> Undecoded:
-        """Open the image alone; raises `UnreadableSample` calling it `name`."""
+    def decode_image_to(self, room: Callable[[int, int], Pixels], name: str, at_least: int | None) -> None:
+        """Decode the image alone, as `decode_image` does to `room`; raises `UnreadableSample`."""
         try:
-            return Undecoded(name, self.image, at_least)
+            decode_image(name, self.image, at_least, room)
         except UnreadableSample as error:
             raise UnreadableSample(error.name, error.reason, self.shard) from error
 

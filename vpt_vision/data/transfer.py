@@ -14,7 +14,9 @@ from contextlib import closing
 from http.client import HTTPException
 from logging import getLogger
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from random import SystemRandom
+from threading import Thread
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -47,7 +49,7 @@ class PatienceConfig(Config):
     timeout: float = Field(
         60.0,
         gt=0,
-        description="seconds without a byte after which a read over http or from a command has failed",
+        description="seconds without a byte after which a read has failed",
     )
 
 
@@ -136,7 +138,7 @@ def _chunks(location: str, timeout: float) -> Generator[bytes, None, None]:
         return _pipe(location.removeprefix("pipe:"), timeout)
     if location.startswith(("http://", "https://")):
         return _http(location, timeout)
-    return _fsspec(location)
+    return _fsspec(location, timeout)
 
 
 def _http(url: str, timeout: float) -> Generator[bytes, None, None]:
@@ -206,22 +208,42 @@ def _pipe(command: str, timeout: float) -> Generator[bytes, None, None]:
             raise Unreachable(f"its command ended with code {code}{last}", passing=True)
 
 
-def _fsspec(url: str) -> Generator[bytes, None, None]:
+def _fsspec(url: str, timeout: float) -> Generator[bytes, None, None]:
     system, path = _file_system(url)
-    try:
-        with system.open(path, "rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except Exception as error:  # each storage service raises errors of its own
-        raise _fsspec_failure(error) from error
+    file = _within(timeout, lambda: system.open(path, "rb"))
+    # A file whose read hangs is left as it is: to close it might hang as well.
+    while chunk := _within(timeout, lambda: file.read(CHUNK)):
+        yield chunk
+    file.close()
 
 
-def _fsspec_version(url: str, _: float) -> str:
+def _fsspec_version(url: str, timeout: float) -> str:
     system, path = _file_system(url)
+    return str(_within(timeout, lambda: system.ukey(path)))
+
+
+def _within(timeout: float, ask: Callable[[], Any]) -> Any:
+    """Return what a storage service answers; raises `Unreachable` for its errors, or when `timeout` is over.
+
+    Its packages have time limits of their own, by as many names, or none at all. A thread that none ends is
+    left behind, and keeps no process from ending.
+    """
+    answers: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:  # each storage service raises errors of its own
+            answers.put((None, error))
+
+    Thread(target=work, daemon=True).start()
     try:
-        return str(system.ukey(path))
-    except Exception as error:
+        answer, error = answers.get(timeout=timeout)
+    except Empty:
+        raise Unreachable(f"nothing came for {timeout:g} s", passing=True) from None
+    if error is not None:
         raise _fsspec_failure(error) from error
+    return answer
 
 
 def _fsspec_failure(error: Exception) -> Unreachable:
@@ -231,7 +253,7 @@ def _fsspec_failure(error: Exception) -> Unreachable:
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it; time limits are those of its own settings."""
+    """The file system of a URL and the path in it."""
     try:
         import fsspec
     except ImportError:

@@ -53,10 +53,14 @@ class DataWait:
         The first interval is passed over: the workers have just begun.
         """
         self._intervals += 1
-        share, decode, model = (figures[key] or 0.0 for key in KEYS)
-        if self._told or self._intervals == 1 or share < WORTH_A_WORD:
+        if self._told or self._intervals == 1 or (figures["data_wait"] or 0.0) < WORTH_A_WORD:
             return None
         self._told = True
+        return self.sentence(figures)
+
+    def sentence(self, figures: Mapping[str, float | int | None]) -> str:
+        """Tell how long steps wait, by the figures of `read`, and what to do about it."""
+        share, decode, model = (figures[key] or 0.0 for key in KEYS)
         if self.workers == 0:
             return (
                 f"the training process itself decodes {decode:,.0f} img/s, the model takes {model:,.0f}: it "

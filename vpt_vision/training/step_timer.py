@@ -42,14 +42,22 @@ class StepTimer:
 
         A step is what has a `forward`; a phase that not every step has is spread over all of them.
         """
+        spans = self.take()
+        totals: dict[str, float] = {}
+        for phase, seconds in spans:
+            totals[phase] = totals.get(phase, 0.0) + seconds
+        steps = sum(phase == "forward" for phase, _ in spans)
+        return {f"seconds/{phase}": totals[phase] / steps for phase in PHASES if phase in totals}
+
+    def take(self) -> list[tuple[str, float]]:
+        """Return every phase since the last reading with its seconds, in order, and start again.
+
+        Waits for the device.
+        """
         spans, self._spans = self._spans, []
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        totals: dict[str, float] = {}
-        for phase, start, end in spans:
-            totals[phase] = totals.get(phase, 0.0) + _seconds(start, end)
-        steps = sum(phase == "forward" for phase, _, _ in spans)
-        return {f"seconds/{phase}": totals[phase] / steps for phase in PHASES if phase in totals}
+        return [(phase, _seconds(start, end)) for phase, start, end in spans]
 
     def _mark(self) -> float | torch.cuda.Event:
         if self.device.type != "cuda":

@@ -227,7 +227,13 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of a run with the same config."""
+        """Take up the state of a run with the same config; raises `UserError` where it is not whole."""
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise UserError(
+                f"the checkpoint lacks {', '.join(sorted(missing))}: go on with the version that wrote it, "
+                "or begin a new run in another folder."
+            )
         self.steps_done = state["step"]
         self.learner.load_state_dict(state["learner"])
         self.optimiser.adamw.load_state_dict(state["optimiser"])
