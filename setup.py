@@ -51,7 +51,7 @@ setup(
             "types-PyYAML",
             "mkdocs-material",
         ],
-        "huggingface": ["datasets"],
+        "huggingface": ["datasets>=3.0"],
         "bench": ["kornia", "liger-kernel", "cut-cross-entropy"],  # peers that benchmarks/kernels.py times
         "wandb": ["wandb"],
     },

@@ -27,6 +27,19 @@ def test_without_the_package_one_sentence_says_so(tmp_path, monkeypatch):
         open_rows(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["import no_such_package_at_all", "raise AttributeError('no attribute')", "raise ImportError('old')"],
+)
+def test_a_package_that_fails_by_itself_is_told_apart(tmp_path, monkeypatch, body):
+    (tmp_path / "datasets.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    with pytest.raises(UserError, match=r"installed but fails by itself \(.*datasets>=3\.0") as caught:
+        open_rows(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 class TestInstalled:
     @pytest.fixture
     def datasets(self):

@@ -98,10 +98,14 @@ class HuggingFace:
 def _open(root: Path, split: str | None) -> Any:
     try:
         import datasets
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "datasets":
+            raise _unfit(root, error) from error
         raise UserError(
             f"reading {root} takes Hugging Face's datasets, which is not installed: pip install datasets."
         ) from None
+    except Exception as error:  # a release that does not go with what else is installed may raise anything
+        raise _unfit(root, error) from error
     try:
         found = datasets.load_from_disk(str(root))
     except (OSError, ValueError) as error:
@@ -117,6 +121,14 @@ def _open(root: Path, split: str | None) -> Any:
     if split is not None:
         raise UserError(f"{root} has no splits, so none called {split}: leave 'split' out.")
     return found
+
+
+def _unfit(root: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(
+        f"reading {root} takes Hugging Face's datasets, which is installed but fails by itself ({reason}): "
+        "pip install -U 'datasets>=3.0' (3.0 and 5.2 are tested)."
+    )
 
 
 def _column(root: Path, purpose: str, named: str | None, kinds: dict[str, str], kind: str) -> str | None:
