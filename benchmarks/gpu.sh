@@ -102,6 +102,13 @@ else
     echo "== data_wait: left out, the trainer cannot be imported here: $(echo "$missing" | tail -n 1)"
     failed+=("data_wait (the trainer cannot be imported)")
 fi
+if [ -z "$missing" ] && [ -n "$gpu" ] && [ ${#quick[@]} -eq 0 ]; then  # ViT-S/16 on synthetic scenes, random weights
+    lines=6 step value 120 "$python" benchmarks/value.py --json --steps 10 --estimators "as configured" \
+        --set precision=bf16 --set batch_size=64 --set recipe.crops.global_size=224 \
+        --set recipe.crops.local_size=96 --set recipe.crops.local_views=8 --set data.train.size=256 \
+        --set data.train.count=256 --set feedback.source.size=256 --set 'feedback.batch=64' \
+        --set 'learner.backbone={name: vit_small_patch16_224, weights: none}' --set evaluation=null
+fi
 budget_left=$(left)
 lines=24 step kernels $((budget_left > 30 ? budget_left : 30)) \
     "$python" benchmarks/kernels.py --out "$out" --budget $((budget_left > 60 ? budget_left - 45 : 15)) "${quick[@]}"
