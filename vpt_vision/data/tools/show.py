@@ -35,14 +35,20 @@ def contact_sheet(
         columns: pictures in a row; a sample with maps takes several.
     """
     indices = Order(seed, len(source)).samples(0, min(count, len(source))).tolist()
-    strips = [_strip(source, index, size) for index in indices]
-    width, height = max(strip.width for strip in strips), size + CAPTION
-    columns = min(max(columns * size // width, 1), len(strips))
-    rows = -(-len(strips) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), GROUND)
-    for number, strip in enumerate(strips):
-        row, column = divmod(number, columns)
-        sheet.paste(strip, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    rows: list[list[Image.Image]] = [[]]
+    for index in indices:
+        strip = _strip(source, index, size)
+        if rows[-1] and sum(other.width for other in rows[-1]) + strip.width > columns * size:
+            rows.append([])
+        rows[-1].append(strip)
+    width = max(sum(strip.width + GAP for strip in row) for row in rows)
+    height = size + CAPTION + GAP
+    sheet = Image.new("RGB", (width + GAP, len(rows) * height + GAP), GROUND)
+    for number, row in enumerate(rows):
+        left = GAP
+        for strip in row:
+            sheet.paste(strip, (left, GAP + number * height))
+            left += strip.width + GAP
     return sheet
 
 
