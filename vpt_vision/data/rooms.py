@@ -37,6 +37,7 @@ class Rooms:
             # As torch's own collate function does.
             shared = torch.UntypedStorage._new_shared(HEADER + int(SLACK * length))  # type: ignore[no-untyped-call]
             room = torch.empty(0, dtype=torch.uint8).set_(shared)
+            room.zero_()  # maps all its pages now: memory stays level, however full the room becomes later
             if free:
                 self._kept[free[0]] = room  # in place of one that is too small
             elif len(self._kept) < MOST:
