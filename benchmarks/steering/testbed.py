@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
@@ -29,18 +30,19 @@ from vpt_vision.evaluation.result import Floats, ProbeResult
 
 METRICS = ("logistic.accuracy", "logistic.cross_entropy")
 ENOUGH = 5.0  # paired standard errors by which the known-good task must beat the recipe, under every setting
+PIXELS_L2 = (0.01, 0.1, 1.0, 10.0, 100.0)  # weight decays that the classifier of pixels is picked from
 RECIPE, GOOD, BAD = "recipe", "known good", "known bad"  # arms that every spec has
 Entry = dict[str, object]
 
 
 class Pixels(nn.Module):
-    """Every pixel as it stands: what a linear probe can do without any backbone."""
+    """All pixels, averaged two by two: what a linear probe can do without any backbone."""
 
     patch_size = 8
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Give all pixels as the vector, and no more than that as patches."""
-        flat = images.flatten(1)
+        flat = F.avg_pool2d(images, 2).flatten(1)
         patches = (images.shape[-1] // self.patch_size) ** 2
         return flat, flat.new_zeros(len(images), patches, 1)
 
@@ -89,8 +91,11 @@ def measure(folder: Path, overrides: list[str]) -> int:
 def _pixels(spec: ComparisonSpec) -> ProbeResult:
     config = run_config(spec, spec.arm(RECIPE))
     assert config.evaluation is not None, "a comparison has it"
+    # More numbers than images: only strong weight decay keeps such a classifier from overfitting.
+    logistic = config.evaluation.logistic.model_copy(update={"l2_grid": PIXELS_L2})
+    evaluation = config.evaluation.model_copy(update={"logistic": logistic, "cache": None})
     with torch.no_grad():
-        (result,) = probe(Pixels(), config.evaluation, ("logistic",), renderer=config.renderer())["logistic"]
+        (result,) = probe(Pixels(), evaluation, ("logistic",), renderer=config.renderer())["logistic"]
     return result
 
 

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 TINY = {
@@ -58,10 +59,10 @@ def test_rows_and_gains(testbed, small):
     assert "| raw pixels |" in table
 
 
-def test_pixels_are_probed_as_they_stand(testbed):
-    import torch
-
+def test_pixels_are_averaged_two_by_two(testbed):
     images = torch.rand(3, 3, 16, 16)
     vector, patches = testbed.Pixels()(images)
-    assert torch.equal(vector.view_as(images), images) and patches.shape == (3, 4, 1)
+    expected = images.view(3, 3, 8, 2, 8, 2).mean((3, 5))
+    torch.testing.assert_close(vector.view(3, 3, 8, 8), expected)
+    assert patches.shape == (3, 4, 1)
     assert not patches.any()

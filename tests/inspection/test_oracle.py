@@ -146,6 +146,13 @@ def test_verdicts(given, said):
     assert verdict(given) == said
 
 
+def test_a_gain_below_0_that_the_null_lies_further_below_is_told():
+    given = answer(3, None)
+    given.rankings[WHOLE] = Ranking(-1.0, -4.0, 1.0)
+    said = verdict(given)
+    assert said == "ranked as known; the gain itself, which a designer climbs, has the other sign"
+
+
 def test_tables_say_what_was_answered(answered):
     told = OracleReport(answered).markdown()
     for word in (

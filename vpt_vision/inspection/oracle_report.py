@@ -51,7 +51,11 @@ def verdict(answer: Answer) -> str:
     if outcome and answer.expected and outcome != answer.expected:
         said += f"; taken for {KNOWN[answer.expected]}, it is not"
     contrary = [term for term in answer.rankings if term != WHOLE and outcome * value_says(answer, term) < 0]
-    return said + (f"; {' and '.join(contrary)} against the runs" if contrary else "")
+    if contrary:
+        said += f"; {' and '.join(contrary)} against the runs"
+    if value * answer.rankings[WHOLE].gain < 0:  # the null's mean is not 0
+        said += "; the gain itself, which a designer climbs, has the other sign"
+    return said
 
 
 def _against_the_known(value: int, expected: int) -> str:
@@ -124,7 +128,7 @@ class OracleReport:
             "policy",
             "known",
             *(f"{term}, z" for term in (*terms, WHOLE)),
-            "gain ± null",
+            "gain [null]",
             "fall of loss",
         ]
         rows = []
@@ -135,7 +139,7 @@ class OracleReport:
                     answer.policy.name,
                     KNOWN[answer.expected],
                     *(f"{answer.rankings[term].z:+.1f}" for term in (*terms, WHOLE)),
-                    f"{whole.gain:+.2g} ± {whole.null_deviation:.2g}",
+                    f"{whole.gain:+.2g} [{whole.null_mean:+.2g} ± {whole.null_deviation:.2g}]",
                     "" if answer.outcome is None else _interval(answer.outcome),
                     verdict(answer),
                 ]
@@ -149,7 +153,7 @@ class OracleReport:
             "z: by how many deviations of the null value rises from the recipe to the policy, over "
             f"{asked.batches} batches; the null is what {asked.permutations} u's of permuted labels, of u's "
             f"length, make of the same gradients. Beyond ±{OUTSIDE:g} value is said to rank. Gain: "
-            "⟨P u, ∇L_pre⟩ of the whole loss less the recipe's."
+            "⟨P u, ∇L_pre⟩ of the whole loss less the recipe's, beside the null's mean and deviation."
         ]
         if asked.steps:
             notes.append(
