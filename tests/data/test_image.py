@@ -148,6 +148,66 @@ class TestModes:
         assert (decode_image("x", odd) == 128).all()
 
 
+class TestOrientationHides:
+    """Where a JPEG may tell its orientation, and it is not at the front in plain sight."""
+
+    TURNED = encode(picture("RGB"), "JPEG", orientation=6, quality=95)
+    PLAIN = encode(picture("RGB"), "JPEG", quality=95)
+
+    @staticmethod
+    def segments(data: bytes) -> tuple[list[bytes], bytes]:
+        """The segments between SOI and the scan, and the rest from the scan on."""
+        place, found = 2, []
+        while data[place + 1] != 0xDA:
+            end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+            found.append(data[place:end])
+            place = end
+        return found, data[place:]
+
+    def test_behind_everything_else(self):
+        found, scan = self.segments(self.TURNED)
+        (exif,) = (segment for segment in found if segment[1] == 0xE1)
+        others = [segment for segment in found if segment is not exif]
+        for position in range(len(others) + 1):
+            data = b"\xff\xd8" + b"".join([*others[:position], exif, *others[position:]]) + scan
+            assert off(decode_image("x", data), by_pillow(data)) <= 3
+            assert decode_image("x", data).shape[:2] == NOISE.shape[1::-1]
+
+    @pytest.mark.parametrize("fill", [1, 2, 3, 7])
+    def test_behind_fill_bytes(self, fill):
+        found, scan = self.segments(self.TURNED)
+        data = b"\xff\xd8" + b"".join(b"\xff" * fill + segment for segment in found) + scan
+        assert off(decode_image("x", data), by_pillow(data)) <= 3
+
+    def test_in_xmp(self):
+        packet = (
+            b'<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+            b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+            b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+            b"</rdf:RDF></x:xmpmeta>"
+        )
+        body = b"http://ns.adobe.com/xap/1.0/\0" + packet
+        segment = b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+        data = self.PLAIN[:2] + segment + self.PLAIN[2:]
+        assert off(decode_image("x", data), by_pillow(data)) <= 3
+        assert decode_image("x", data).shape[:2] == NOISE.shape[1::-1]
+
+    @pytest.mark.parametrize("at_least", [None, 1, 5])
+    def test_a_plain_jpeg_is_read_as_one_with_metadata(self, at_least):
+        """What needs no Pillow gives the pixels that come of opening it with Pillow."""
+        upright = encode(picture("RGB"), "JPEG", orientation=1, quality=95)
+        for data in (self.PLAIN, encode(picture("L"), "JPEG")):
+            found, scan = self.segments(data)
+            comment = b"\xff\xe1\x00\x04no"
+            slow = b"\xff\xd8" + comment + b"".join(found) + scan
+            np.testing.assert_array_equal(
+                decode_image("x", data, at_least), decode_image("x", slow, at_least)
+            )
+        np.testing.assert_array_equal(
+            decode_image("x", upright, at_least), decode_image("x", self.PLAIN, at_least)
+        )
+
+
 class TestScaling:
     """A JPEG shrinks by averaging its blocks, and never below what is asked for."""
 

@@ -132,7 +132,7 @@ class Shards:
         """Read the members of one sample; raises `UnreadableSample` where it cannot."""
         shard = int(self._shards[index])
         location = self.locations[shard]
-        image_span, *map_spans = (Span(*span) for span in self._spans[index].tolist())
+        image_span, *map_spans = map(Span._make, self._spans[index].tolist())
         try:
             with self._open(shard) as file:  # opened anew for every sample: no handle is shared by processes
                 image = read_span(file, image_span)
