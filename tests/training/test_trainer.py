@@ -82,8 +82,8 @@ def test_killed_and_started_again_a_run_is_the_same_bit_for_bit(tiny_settings, t
     assert same(*states)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
-def test_a_run_resumed_at_any_step_is_the_same(tiny_settings, undisturbed, stop_at, monkeypatch):
+def interrupted_run(settings, stop_at, monkeypatch):
+    """A run that a signal ends after `stop_at` steps, and that then goes on to its end."""
     whole = Trainer.train_step
 
     def interrupted(self, batch):
@@ -93,12 +93,34 @@ def test_a_run_resumed_at_any_step_is_the_same(tiny_settings, undisturbed, stop_
         return figures
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
-    first = train(tiny_settings)
+    first = train(settings)
     assert (first.step, first.interrupted) == (stop_at, signal.SIGTERM)
     monkeypatch.undo()
-    second = train(tiny_settings)
+    second = train(settings)
     assert (second.step, second.interrupted) == (6, None)
-    assert lines(second.output) == lines(undisturbed.output)
+    return second
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5])
+def test_a_run_resumed_at_any_step_is_the_same(tiny_settings, undisturbed, stop_at, monkeypatch):
+    resumed = interrupted_run(tiny_settings, stop_at, monkeypatch)
+    assert lines(resumed.output) == lines(undisturbed.output)
+
+
+def by_rollout(settings):
+    estimators = dict.fromkeys(("crops", "photometrics", "masks"), "rollout")
+    return {**settings, "value": {**settings["value"], "estimators": estimators, "rollout": {"steps": 2}}}
+
+
+def test_a_run_by_rollouts_resumes_the_same(tiny_settings, tmp_path, monkeypatch):
+    settings = by_rollout(tiny_settings)
+    undisturbed = train(settings, [f"output={tmp_path / 'undisturbed'}"])
+    resumed = interrupted_run(settings, 3, monkeypatch)
+    assert lines(resumed.output) == lines(undisturbed.output)
+    states = [newest_state(run.output) for run in (resumed, undisturbed)]
+    assert same(*(state["designer"] for state in states))
+    assert same(*(state["learner"] for state in states))
+    assert any(weights.any() for name, weights in states[0]["designer"].items() if name.startswith("heads."))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -142,6 +164,12 @@ def test_with_the_designers_learning_rate_at_0_labels_leave_no_trace_in_the_lear
     assert trainer.value_step.latest["u_norm"] > 0
     without = {key: value for key, value in tiny_settings.items() if key not in ("designer", "feedback")}
     assert same(as_they_are, learner_states(without)[0])
+
+
+def test_rollouts_leave_no_trace_in_the_learner_either(tiny_settings):
+    tiny_settings["designer"]["learning_rate"] = 0
+    without = {key: value for key, value in tiny_settings.items() if key not in ("designer", "feedback")}
+    assert same(learner_states(by_rollout(tiny_settings))[0], learner_states(without)[0])
 
 
 def test_otherwise_labels_reach_the_learner_through_the_task(tiny_settings):

@@ -21,7 +21,7 @@ from vpt_vision.feedback import (
 )
 from vpt_vision.learner import BackboneConfig, HeadConfig, Learner, LearnerConfig
 from vpt_vision.task import Keys, RenderedViews, Renderer, Task
-from vpt_vision.value import Setting, ValueConfig, ValueStep
+from vpt_vision.value import LearnerUpdate, Setting, ValueConfig, ValueStep
 
 BATCH = 6
 CLASSES = 3
@@ -143,6 +143,7 @@ def make_step(
         designer: dict[str, object] | None = None,
         splits: Splits = splits,
         learner_optimiser: torch.optim.AdamW | None = None,
+        make_update: Callable[[Learner], LearnerUpdate] | None = None,
         **value: object,
     ) -> ValueStep:
         source = FashionScenesConfig(kind="fashion_scenes", split="feedback", count=1)
@@ -153,13 +154,15 @@ def make_step(
             renderer=Renderer(),
             size=32,
         )
+        made = make_learner(**(learner or {})).train()
         return ValueStep(
             ValueConfig(**{"batch": BATCH, "pairs": 1, **value}),
-            learner=make_learner(**(learner or {})).train(),
+            learner=made,
             designer=make_designer(**(designer or {})),
             renderer=Renderer(),
             feedback=Feedback({"classes": WeightedTask(task, batch=16)}),
             learner_optimiser=learner_optimiser,
+            learner_update=None if make_update is None else make_update(made),
         )
 
     return make

@@ -270,6 +270,15 @@ class FeedbackGradient:
             gradients[name] = {key: all_reduce_mean(value) for key, value in gradient.items()}
         return gradients
 
+    def meta_loss(self, backbone: Backbone) -> Tensor:
+        """L_down of all meta examples by the heads as last fitted, its tasks weighed as in `u`; a scalar."""
+        scales = self._scales()
+        losses = [
+            scales[name] * whole_loss(entry.task, backbone, "meta")
+            for name, entry in self.feedback.tasks.items()
+        ]
+        return torch.stack(losses).sum()
+
     def _combined(self, by_task: Mapping[str, Halves]) -> Halves:
         first, second = ({name: halves[i] for name, halves in by_task.items()} for i in (0, 1))
         return self.combine(first), self.combine(second)

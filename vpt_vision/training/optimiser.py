@@ -42,6 +42,7 @@ class LearnerOptimiser:
         self.parameters = [p for p in learner.student.parameters() if p.requires_grad]
         self.backbone = list(learner.student.backbone.parameters())
         self.adamw = torch.optim.AdamW(_groups(learner, config), lr=0.0, betas=config.betas, fused=True)
+        self.latest: ScheduledValues | None = None  # of the last step
 
     def step(self, loss: Tensor, scheduled: ScheduledValues) -> dict[str, Tensor]:
         """Backpropagate `loss`, clip, and step, unless the loss or a gradient is not finite.
@@ -50,6 +51,7 @@ class LearnerOptimiser:
         and leaves parameters, moments and step counts alone where it is 1.
         Returns `gradient_norm` (before clipping) and `skipped` (1 or 0), scalars on the device.
         """
+        self.latest = scheduled
         for group in self.adamw.param_groups:
             frozen = scheduled.prototypes_frozen and group["prototypes"]
             group["lr"] = 0.0 if frozen else scheduled.learning_rate * group["lr_scale"]
@@ -64,6 +66,12 @@ class LearnerOptimiser:
         self.adamw.grad_scale, self.adamw.found_inf = None, skipped  # type: ignore[attr-defined]
         self.adamw.step()
         return {"gradient_norm": norm, "skipped": skipped}
+
+    def again(self, learner: Learner, loss: Tensor) -> None:
+        """Step down `loss` as at the last step, and let the teacher of `learner` follow."""
+        assert self.latest is not None, "a step has been taken"
+        self.step(loss, self.latest)
+        learner.update_teacher(self.latest.momentum)
 
 
 def _groups(learner: Learner, config: OptimiserConfig) -> list[dict[str, object]]:

@@ -278,6 +278,7 @@ class Trainer:
             renderer=self.renderer,
             feedback=feedback,
             learner_optimiser=self.optimiser.adamw,
+            learner_update=self.optimiser,
             bf16=config.precision == "bf16",
         )
 

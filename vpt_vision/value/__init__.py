@@ -7,6 +7,7 @@ from vpt_vision.value.finite_difference import finite_difference_value
 from vpt_vision.value.pathwise import opened
 from vpt_vision.value.population import population
 from vpt_vision.value.preconditioner import adamw_step
+from vpt_vision.value.rollout import LearnerUpdate, Rollout, RolloutConfig, rollout
 from vpt_vision.value.scale import RunningScale
 from vpt_vision.value.score import score
 from vpt_vision.value.setting import Setting
@@ -15,7 +16,10 @@ from vpt_vision.value.step import ValueStep
 __all__ = [
     "Estimator",
     "EstimatorsConfig",
+    "LearnerUpdate",
     "Occasion",
+    "Rollout",
+    "RolloutConfig",
     "RunningScale",
     "Setting",
     "ValueConfig",
@@ -25,5 +29,6 @@ __all__ = [
     "finite_difference_value",
     "opened",
     "population",
+    "rollout",
     "score",
 ]

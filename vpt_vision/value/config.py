@@ -10,6 +10,7 @@ from vpt_vision.schema import Config
 from vpt_vision.value.estimator import EstimatorsConfig
 from vpt_vision.value.guard import GuardConfig
 from vpt_vision.value.leash import LeashConfig
+from vpt_vision.value.rollout import RolloutConfig
 
 
 class ValueConfig(Config):
@@ -43,6 +44,7 @@ class ValueConfig(Config):
         0.25, gt=0, description="population search: root mean square of what is added to a head's outputs"
     )
     draws: int = Field(4, ge=2, description="score function: batches of tasks drawn from the policy")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="how candidates are judged by real steps")
     preconditioner: Literal["identity", "adamw"] = Field(
         "identity",
         description="identity: value of a plain gradient step, as published; adamw: of the step that the "

@@ -16,7 +16,7 @@ from vpt_vision.schema import Config
 from vpt_vision.task import Keys, Task
 
 Derivative = Literal["finite_difference", "exact"]
-Search = Literal["population", "score"]
+Search = Literal["population", "score", "rollout"]
 
 
 class Plan(NamedTuple):
@@ -34,6 +34,7 @@ class EstimatorsConfig(Config):
     exact: the same derivative by double backward; slow, the check on it.
     population: values of antithetic candidates, forward passes only; for what has no derivative.
     score: values of several draws times the derivative of their log density; unbiased and noisy.
+    rollout: as population, but judged by real steps of a copy of the learner; slow and faithful.
     """
 
     crops: Derivative | Search = Field("population", description="boxes: their area, aspect and position")
@@ -55,7 +56,7 @@ class EstimatorsConfig(Config):
         if "targets" in surfaces and self.targets == "score":
             raise UserError(
                 "value.estimators.targets is score, and targets are not drawn: they have no density. Choose "
-                "finite_difference, exact or population."
+                "finite_difference, exact, population or rollout."
             )
         chosen: dict[Surface, str] = {surface: getattr(self, surface) for surface in sorted(surfaces)}
         derivatives = {name for name in chosen.values() if name in ("finite_difference", "exact")}
@@ -86,6 +87,7 @@ class Occasion:
     outputs: dict[str, Tensor]  # what it says, [B, C] or [B, C, R, C']
     policy: Policy  # of these outputs
     judge: Callable[[Task], Tensor]  # from a task for `images` to its objective, a scalar
+    fall: Callable[[Policy], Tensor] | None = None  # of downstream loss by real steps; where `rollout` asks
 
 
 class Estimator(Protocol):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vpt_kernels import keyed_uniform
-from vpt_vision.designers import Surface
+from vpt_vision.designers import Policy, Surface
 from vpt_vision.task import Keys
 from vpt_vision.value.estimator import Occasion
 
@@ -16,6 +17,33 @@ PERTURBATION_STREAM = 910  # of `keyed_uniform`
 
 
 def population(occasion: Occasion, surfaces: frozenset[Surface], *, pairs: int, sigma: float) -> Tensor:
+    """Search as `antithetic` does, by the value of one task of each candidate.
+
+    Every candidate sets its task for the same images and keys (common random numbers) and is a batch of its
+    own, so that centring and Sinkhorn compare like with like: values of samples in a batch of mixed
+    policies have the wrong sign, for their targets depend on one another.
+
+    Args:
+        occasion: see there.
+        surfaces: those that are searched, together.
+        pairs: P, at least 1.
+        sigma: σ, the root mean square of a perturbation.
+    """
+
+    def judge(policy: Policy) -> Tensor:
+        return occasion.judge(policy.sample(occasion.keys))
+
+    return antithetic(occasion, surfaces, judge, pairs=pairs, sigma=sigma)
+
+
+def antithetic(
+    occasion: Occasion,
+    surfaces: frozenset[Surface],
+    judge: Callable[[Policy], Tensor],
+    *,
+    pairs: int,
+    sigma: float,
+) -> Tensor:
     """Search along a few directions of the outputs o by antithetic pairs of policies.
 
         ∇_o J ≈ 1/P Σ_p [J(o + σ d_p) - J(o - σ d_p)] / 2σ · d_p / m
@@ -29,13 +57,10 @@ def population(occasion: Occasion, surfaces: frozenset[Surface], *, pairs: int, 
     s, each with as many free numbers as the head has outputs: tens in place of the thousands of weights that
     lead to them.
 
-    Every candidate sets its task for the same images and keys (common random numbers) and is a batch of its
-    own, so that centring and Sinkhorn compare like with like: values of samples in a batch of mixed
-    policies have the wrong sign, for their targets depend on one another.
-
     Args:
         occasion: see there.
         surfaces: those that are searched, together.
+        judge: from a policy to its J, a scalar; random numbers are to be common to all candidates.
         pairs: P, at least 1.
         sigma: σ, the root mean square of a perturbation.
     """
@@ -53,8 +78,7 @@ def population(occasion: Occasion, surfaces: frozenset[Surface], *, pairs: int, 
 
             def score(sign: int, directions: dict[str, Tensor] = directions) -> Tensor:
                 moved = {name: centre[name] + sign * sigma * directions[name] for name in directions}
-                policy = designer.policy_of(occasion.images, centre | moved)
-                return occasion.judge(policy.sample(occasion.keys))
+                return judge(designer.policy_of(occasion.images, centre | moved))
 
             slope = (score(+1) - score(-1)) / (2 * sigma)
             for name, direction in directions.items():

@@ -35,6 +35,8 @@ from vpt_vision.value.objective import Measured, Objective
 from vpt_vision.value.pathwise import opened
 from vpt_vision.value.population import population
 from vpt_vision.value.preconditioner import adamw_step
+from vpt_vision.value.rollout import LearnerUpdate, Rollout, rollout
+from vpt_vision.value.scale import RunningScale
 from vpt_vision.value.score import score
 from vpt_vision.value.setting import Setting
 
@@ -66,6 +68,7 @@ class ValueStep:
         renderer: Renderer,
         feedback: Feedback,
         learner_optimiser: torch.optim.AdamW | None = None,
+        learner_update: LearnerUpdate | None = None,
         bf16: bool = False,
     ) -> None:
         if config.preconditioner == "adamw" and learner_optimiser is None:
@@ -75,6 +78,7 @@ class ValueStep:
             )
         self.config = config
         self.learner_optimiser = learner_optimiser
+        self.learner_update = learner_update
         self.bf16 = bf16
         self.learner = learner
         self.designer = designer
@@ -82,6 +86,18 @@ class ValueStep:
         self.feedback_gradient = FeedbackGradient(feedback, config.tail_blocks)
         self.plan = config.estimators.plan(designer.surfaces)
         self.objective = Objective(config, learner.config.weights, exact=self.plan.exact)
+        if "rollout" in self.plan.searched:
+            if learner_update is None:
+                raise UserError(
+                    "value.estimators asks for rollout: give the value step the learner's update, or choose "
+                    "population."
+                )
+            if config.direction == "random":
+                raise UserError(
+                    "value.direction is random, and rollout judges by downstream loss, not along a "
+                    "direction: choose population in value.estimators."
+                )
+        self.rollout_scale = RunningScale(config.scale_decay)
         self.searches = [(self._search(name), found) for name, found in self.plan.searched.items()]
         self.guard = Guard(config.guard)
         self.heldout_u = MovingDirection(feedback.ema)
@@ -154,6 +170,7 @@ class ValueStep:
                     judge=lambda task: (
                         self.objective.measure(setting, self._refine(setting, task, keys), u).objective
                     ),
+                    fall=self._fall(setting, keys),
                 )
                 searched = _total(search(occasion, surfaces) for search, surfaces in self.searches)
                 price = self.leash.price(policy) + _total(refined.penalties.values())
@@ -244,8 +261,27 @@ class ValueStep:
         with setting.autocast():
             return self.designer.refine(task, views, keys, setting.learner, setting.temperature)
 
+    def _fall(self, setting: Setting, keys: Keys) -> Rollout | None:
+        """Return what real steps are judged by, where a surface asks for it."""
+        if "rollout" not in self.plan.searched or self.learner_update is None:
+            return None
+        downstream = self.feedback_gradient.meta_loss
+        return Rollout(
+            setting,
+            self.designer,
+            keys,
+            self.learner_update,
+            downstream,
+            before=downstream(setting.learner.student.backbone),
+            steps=self.config.rollout.steps,
+        )
+
     def _search(self, name: Search) -> Estimator:
         """Return the estimator of that name with its settings."""
+        if name == "rollout":
+            config = self.config.rollout
+            scale = None if self.config.normalise == "none" else self.rollout_scale
+            return partial(rollout, pairs=config.pairs, sigma=config.sigma, scale=scale)
         if name == "score":
             return partial(score, draws=self.config.draws)
         return partial(population, pairs=self.config.pairs, sigma=self.config.sigma)
@@ -266,6 +302,7 @@ class ValueStep:
         return {
             "feedback_gradient": self.feedback_gradient.state_dict(),
             "objective": self.objective.state_dict(),
+            "rollout_scale": self.rollout_scale.state_dict(),
             "leash": self.leash.state_dict(),
             "guard": self.guard.state_dict(),
             "heldout_u": self.heldout_u.state_dict(),
@@ -280,6 +317,8 @@ class ValueStep:
         state = tree_map_only(Tensor, lambda tensor: tensor.to(device), state)
         self.feedback_gradient.load_state_dict(state["feedback_gradient"])
         self.objective.load_state_dict(state["objective"])
+        if "rollout_scale" in state:  # a checkpoint of before there was rollout cannot have used it
+            self.rollout_scale.load_state_dict(state["rollout_scale"])
         self.leash.load_state_dict(state["leash"])
         self.guard.load_state_dict(state["guard"])
         self.heldout_u.load_state_dict(state["heldout_u"])
