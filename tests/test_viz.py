@@ -5,8 +5,9 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from small_run import small_run
 
-from vpt_vision import load_config, train
+from vpt_vision import train
 from vpt_vision.cli import main
 
 
@@ -14,37 +15,7 @@ from vpt_vision.cli import main
 def run(tmp_path_factory):
     """A finished run with designers of three moments."""
     output = tmp_path_factory.mktemp("viz") / "run"
-    scenes = {"kind": "fashion_scenes", "size": 32, "count": 200}
-    settings = {
-        "output": str(output),
-        "steps": 6,
-        "batch_size": 8,
-        "device": "cpu",
-        "data": {"train": {**scenes, "split": "train"}, "workers": 0},
-        "recipe": {
-            "crops": {"global_size": 24, "local_size": 16, "local_views": 2},
-            "masks": {"kind": "random"},
-        },
-        "learner": {
-            "backbone": {
-                "name": "vit_tiny_patch16_224",
-                "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 24},
-            },
-            "head": {"prototypes": 32, "hidden": 32, "bottleneck": 16},
-        },
-        "designer": {"kind": "learned", "thumbnail": 32, "width": 8, "blocks": 1, "learning_rate": 0.05},
-        "feedback": {
-            "source": {**scenes, "split": "feedback"},
-            "head_size": 100,
-            "meta_size": 60,
-            "heldout_size": 40,
-            "batch": 20,
-        },
-        "value": {"every": 2, "batch": 4, "pairs": 1, "tail_blocks": 1},
-        "checkpoint": {"every": 6, "designers": 3},
-        "log": {"every": 2, "tensorboard": False},
-    }
-    train(load_config(settings))
+    train(small_run(output))
     return output
 
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 import yaml
+from small_run import small_run
 from webserver import WebServer
 
 from vpt_vision import load_config, train
@@ -72,40 +73,18 @@ def runs(tmp_path_factory):
     """A finished run of a learned designer with probes' data, and one of the fixed recipe without."""
     folder = tmp_path_factory.mktemp("reported")
     scenes = {"kind": "fashion_scenes", "size": 32}
-    settings = {
-        "output": str(folder / "learned"),
-        "steps": 6,
-        "batch_size": 8,
-        "data": {"train": {**scenes, "split": "train", "count": 50}, "workers": 0},
-        "recipe": {
-            "crops": {"global_size": 24, "local_size": 16, "local_views": 2},
-            "masks": {"kind": "random"},
-        },
-        "learner": {
-            "backbone": {
-                "name": "vit_tiny_patch16_224",
-                "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 24},
-            },
-            "head": {"prototypes": 32, "hidden": 32, "bottleneck": 16},
-        },
-        "designer": {"kind": "learned", "thumbnail": 32, "width": 8, "blocks": 1, "learning_rate": 0.05},
-        "feedback": {
-            "source": {**scenes, "split": "feedback", "count": 200},
-            "head_size": 100,
-            "meta_size": 60,
-            "heldout_size": 40,
-            "batch": 20,
-        },
-        "value": {"every": 1, "batch": 4, "pairs": 1, "tail_blocks": 1},
-        "checkpoint": {"every": 6, "designers": 2},
-        "log": {"every": 1, "tensorboard": False},
-        "evaluation": {
+    settings = small_run(
+        folder / "learned",
+        value={"every": 1, "batch": 4, "pairs": 1, "tail_blocks": 1},
+        checkpoint={"every": 6, "designers": 2},
+        log={"every": 1, "tensorboard": False},
+        evaluation={
             "train": {**scenes, "split": "train", "count": 100, "seed": 1},
             "test": {**scenes, "split": "test", "count": 60},
             "image_size": 24,
             "cache": None,
         },
-    }
+    )
     learned = train(settings).output
     fixed = {**settings, "output": str(folder / "fixed"), "designer": {"kind": "fixed"}}
     del fixed["feedback"], fixed["evaluation"]
