@@ -73,23 +73,6 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
 
 
-def read_csv(path: Path) -> list[Row]:
-    """Read what `write_csv` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    numbers = ("p50", "p20", "p80")
-
-    def number(cell: str) -> float | None:
-        return float(cell) if cell else None
-
-    return [
-        Row(
-            **{key: (float(cell) if cell else None) if key in numbers else cell for key, cell in line.items()}
-        )
-        for line in lines
-    ]
-
-
 def find(
     rows: Sequence[Row],
     kernel: str,

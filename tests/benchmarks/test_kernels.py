@@ -30,6 +30,7 @@ from harness.cases import (
     Work,
 )
 from harness.rows import Row
+from measured_rows import read_csv
 
 COLUMNS = (
     "kernel shape dtype provider mode metric unit x_name x p50 p20 p80 status note kind device torch triton "
@@ -70,7 +71,7 @@ def test_quick_writes_the_columns(quick):
     _, out = quick
     with (out / "rows.csv").open(newline="") as file:
         assert next(csv.reader(file)) == COLUMNS.split()
-    found = rows.read_csv(out / "rows.csv")
+    found = read_csv(out / "rows.csv", rows.Row)
     assert {row.kernel for row in found} >= {case.kernel for case in cases.main_cases()} | {"copy", "matmul"}
     assert all(row.kind == "CPU reference" and row.device.startswith("CPU") for row in found)
     timed = [row for row in found if row.metric == rows.TIME]
@@ -297,7 +298,7 @@ def test_rows_survive_the_csv(run, tmp_path):
         run, {OURS: lambda: Work(lambda: x * 2, (x,)), PYTHON: lambda: Work(raises(ValueError('a, "b"')))}
     )
     rows.write_csv(tmp_path / "rows.csv", run.rows)
-    assert rows.read_csv(tmp_path / "rows.csv") == run.rows
+    assert read_csv(tmp_path / "rows.csv", rows.Row) == run.rows
 
 
 def test_plots_of_sweeps_and_of_single_shapes(tmp_path):
