@@ -3,9 +3,9 @@
     python benchmarks/value.py --json                      # the demo, on what device there is
     python benchmarks/value.py --set batch_size=32 --json  # any key of the config, as `vpt train` takes it
 
-Time: in one process steps of the fixed recipe and of the designer are taken in turns, so that a busy moment
-strikes both; figures are medians. Value steps are timed by themselves, over whole periods of what not every
-one does (fitting heads, looking at held-out examples). One follows every r-th learner step, so at r a step
+Time: in one process a step of the fixed recipe, one of the designer and a value step are taken in turns, so
+that a busy moment strikes all three; figures are means over whole periods of what not every value step does
+(fitting heads, looking at held-out examples). In a run one follows every r-th learner step, so at r a step
 costs the designer's step and 1/r of a value step. The breakdown is taken in steps of its own, waiting for
 the device at each boundary; backward passes count as optimiser in a learner step, as value in a value step.
 Memory: a fresh process for each arm, its peak resident set (on CUDA the device's peak of allocated memory).
@@ -19,13 +19,13 @@ import json
 import math
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ ESTIMATORS = {
     "as configured": [],
     **{
         name: [f"value.estimators.{surface}={name}" for surface in DERIVED]
-        for name in ("exact", "finite_difference", "population", "score")
+        for name in ("exact", "finite_difference", "population", "score", "rollout")
     },
 }
 FIXED = ["designer={kind: fixed}", "feedback=null"]
@@ -108,16 +108,33 @@ def value_step(trainer: Trainer, batch: Batch) -> None:
     trainer.value_step(batch.images, Keys(trainer.config.seed, trainer.steps_done, batch.index), 0.05)
 
 
-def time_value_steps(trainer: Trainer, batch: Batch, count: int) -> float:
-    """Seconds of a mean value step, over whole periods of what not every one does."""
-    for _ in range(2):
-        value_step(trainer, batch)
+def period_of(trainer: Trainer) -> int:
+    """Value steps until all that not every one does has been done equally often."""
     assert trainer.value_step is not None
-    config, feedback = trainer.value_step.config, trainer.value_step.feedback_gradient.feedback
-    period = math.lcm(config.guard.every or 1, feedback.refit_every)
-    return seconds_of(trainer, lambda: [value_step(trainer, batch) for _ in range(period * count)]) / (
-        period * count
-    )
+    feedback = trainer.value_step.feedback_gradient.feedback
+    return math.lcm(trainer.value_step.config.guard.every or 1, feedback.refit_every)
+
+
+def take_turns(fixed: Trainer, designed: Trainer, batches: Iterator[Batch], steps: int) -> dict[str, float]:
+    """Mean seconds of a step of the fixed recipe, of one of the designer, and of a value step.
+
+    Over at least `steps` turns, in whole periods. The value steps come one learner step after another, so a
+    head is fitted from a nearer start than in a run.
+    """
+    period = period_of(designed)
+    turns = math.ceil(steps / period) * period
+    seconds = {"fixed": 0.0, "designed": 0.0, "value": 0.0}
+    for number in range(-period, turns):  # in the first period heads are fitted from nothing, memory is got
+        batch = next(batches)
+        for name, trainer, call in (
+            ("fixed", fixed, fixed.train_step),
+            ("designed", designed, designed.train_step),
+            ("value", designed, partial(value_step, designed)),
+        ):
+            taken = seconds_of(trainer, partial(call, batch))
+            if number >= 0:
+                seconds[name] += taken / turns
+    return seconds
 
 
 def breakdown(trainer: Trainer, batches: Any, steps: int) -> dict[str, dict[str, float]]:
@@ -141,7 +158,7 @@ def breakdown(trainer: Trainer, batches: Any, steps: int) -> dict[str, dict[str,
         watch.around("other", trainer.train_step)(batch)
     of_step = {part: watch.seconds[part] / steps for part in (*PARTS, "other") if part in watch.seconds}
     watch.seconds.clear()
-    period = math.lcm(value.config.guard.every or 1, value.feedback_gradient.feedback.refit_every)
+    period = period_of(trainer)
     for _ in range(period):
         watch.around("value", value_step)(trainer, batch)
     return {
@@ -177,52 +194,49 @@ def main() -> None:
     parser.add_argument("--config", default="configs/demo.yaml", help="a run config with feedback")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of it")
     parser.add_argument("--estimators", nargs="*", default=list(ESTIMATORS), choices=list(ESTIMATORS))
-    parser.add_argument("--steps", type=int, default=8, help="steps of each arm that are timed")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="turns that are timed, rounded up to whole periods"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
         print(memory_of(args.config, args.set, args.memory_of))
         return
-    fixed, designed = make(args.config, [*args.set, *FIXED]), make(args.config, args.set)
-    batches = on_device(iter(designed.loader), designed.device)
-    times: dict[str, list[float]] = {"fixed": [], "designed": []}
-    for number in range(args.steps + 2):
-        batch = next(batches)
-        for name, trainer in (("fixed", fixed), ("designed", designed)):
-            seconds = seconds_of(trainer, lambda trainer=trainer, batch=batch: trainer.train_step(batch))
-            if number >= 2:
-                times[name].append(seconds)
-    base, step = (statistics.median(times[name]) for name in ("fixed", "designed"))
+    fixed = make(args.config, [*args.set, *FIXED])
+    batches = on_device(iter(fixed.loader), fixed.device)
     base_memory = peak_memory(args.config, [*args.set, *FIXED], 3)
     found: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if designed.device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if fixed.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "config": args.config,
         "set": args.set,
-        "fixed": {"seconds": base, "peak_mib": base_memory},
-        "designer_step_seconds": step,
+        "fixed": {"peak_mib": base_memory},
         "estimators": {},
     }
-    print(
-        f"fixed recipe: {base:.3f} s a step, {base_memory:.0f} MiB; with the designer, no value: {step:.3f} s"
-    )
+    print(f"fixed recipe: {base_memory:.0f} MiB")
     for name in args.estimators:
         overrides = [*args.set, *ESTIMATORS[name]]
-        seconds = time_value_steps(make(args.config, overrides), batch, 1)
+        seconds = take_turns(fixed, make(args.config, overrides), batches, args.steps)
         memory = peak_memory(args.config, overrides, 3)
-        over = {r: (step + seconds / r) / base - 1 for r in FREQUENCIES}
+        over = {r: (seconds["designed"] + seconds["value"] / r) / seconds["fixed"] - 1 for r in FREQUENCIES}
         found["estimators"][name] = {
-            "value_step_seconds": seconds,
+            "fixed_step_seconds": seconds["fixed"],
+            "designer_step_seconds": seconds["designed"],
+            "value_step_seconds": seconds["value"],
             "time_over_fixed": over,
             "peak_mib": memory,
             "memory_over_fixed": memory / base_memory - 1,
         }
         shares = "  ".join(f"r={r}: {share:+.1%}" for r, share in over.items())
-        print(f"{name:18} {seconds:.3f} s a value step  {shares}  memory {memory / base_memory - 1:+.1%}")
+        print(
+            f"{name:18} {seconds['fixed']:.3f} s a step of the fixed recipe, {seconds['designed']:.3f} s of "
+            f"the designer, {seconds['value']:.3f} s a value step  {shares}  "
+            f"memory {memory / base_memory - 1:+.1%}"
+        )
     found["breakdown"] = breakdown(make(args.config, args.set), batches, min(args.steps, 4))
     for name, parts in found["breakdown"].items():
         print(f"{name}: " + ", ".join(f"{part} {seconds:.4f} s" for part, seconds in parts.items()))

@@ -311,27 +311,34 @@ def _groups(
     batch: int,
     size: int,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Give which images to render at once, and their pixels [b, 3, H, W], a view."""
+    """Give which images to render at once, and their pixels [b, 3, H, W].
+
+    Packed images are taken together as far as those of one size follow one another: groups cost calls.
+    """
     step = max(1, _CHUNK // (views * 3 * size**2))
     if offsets is None or heights is None or widths is None:
         for start in range(0, batch, step):
             yield slice(start, start + step), pixels[start : start + step]
         return
-    sizes = list(zip(offsets.tolist(), heights.tolist(), widths.tolist(), strict=True))
+    sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
+    starts = offsets.tolist()
     start = 0
-    while start < batch:  # packed images of one size that lie end to end are a tensor already
-        offset, height, width = sizes[start]
-        length = 3 * height * width
+    while start < batch:
+        height, width = sizes[start]
         end = start + 1
-        while end < min(batch, start + step) and sizes[end] == (
-            offset + (end - start) * length,
-            height,
-            width,
-        ):
+        while end < min(batch, start + step) and sizes[end] == (height, width):
             end += 1
-        images = pixels[offset : offset + (end - start) * length].view(end - start, height, width, 3)
-        yield slice(start, end), images.permute(0, 3, 1, 2)
+        images = _side_by_side(pixels, starts[start:end], 3 * height * width)
+        yield slice(start, end), images.view(end - start, height, width, 3).permute(0, 3, 1, 2)
         start = end
+
+
+def _side_by_side(pixels: Tensor, offsets: list[int], length: int) -> Tensor:
+    """Give images of `length` bytes each, [b, length]: as they lie where they lie end to end, else a copy."""
+    first = offsets[0]
+    if offsets == list(range(first, first + len(offsets) * length, length)):
+        return pixels[first : first + len(offsets) * length].view(len(offsets), length)
+    return torch.stack([pixels[offset : offset + length] for offset in offsets])
 
 
 def _resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int, interpolation: str) -> Tensor:
