@@ -47,6 +47,7 @@ def test_holds_the_published_settings(size):
     assert designer.generator == "unet" and value.normalise == "none" and not config.feedback.normalise
     assert value.estimators.plan(frozenset()).exact
     assert [tasks["ade20k"].head_size, tasks["ade20k"].meta_size] == [2000, 512]
+    assert set(tasks["ade20k"].ignore) == {0, 255}  # "other" is none of ADE20K's 150 classes
     assert [tasks["nyu"].head_size, tasks["nyu"].meta_size] == [512, 128]
     assert timm.is_model(config.learner.backbone.name)
 

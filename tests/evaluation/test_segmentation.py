@@ -212,5 +212,7 @@ def test_bad_maps_are_refused_in_one_sentence():
     void = features([torch.full((16, 16), 255, dtype=torch.uint8)] * 3)
     with pytest.raises(UserError, match="no pixel of the train maps has a class"):
         segmentation_probe(void, void, config, size=SIZE, device=CPU)
+    with pytest.raises(UserError, match="no pixel of the test maps has a class"):
+        segmentation_probe(train, void, config, size=SIZE, device=CPU)
     with pytest.raises(UserError, match="at least 2 train images, and has 1"):
         segmentation_probe(features(blocks(1)), train, config, size=SIZE, device=CPU)

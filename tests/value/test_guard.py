@@ -38,6 +38,25 @@ def test_speaks_where_meta_gains_alone_and_where_the_recipe_was_better(means):
     assert sum(spoke(seed, **means) for seed in range(40)) >= 38
 
 
+@pytest.mark.parametrize(
+    ("heldout", "first", "last"),
+    [(-0.03, 6, 6), (-0.005, 10, 40), (0.005, None, None), (0.1, None, None)],
+)
+def test_what_it_takes_for_it_to_speak_at_its_defaults(heldout, first, last):
+    """A meta gain of 0.1, of which held-out examples should show 0.02, and looks that deviate by 0.03.
+
+    3 standard errors are 1.24 deviations after 6 looks and 0.69 at last, of the 19 looks that weights of 0.9
+    are worth: 0.037 and 0.021. The mean lags by 0.05, 0.025, 0.015 and not at all.
+    """
+    noise = 0.03 * np.tile([-1.0, 1.0], 100)
+    found = looks(Guard(GuardConfig()), [0.1] * 200, heldout + noise)
+    factors = [float(report["guard/factor"]) for report in found]
+    assert float(found[-1]["guard/interventions"]) > 0 if first else factors == [1.0] * 200
+    if first:
+        spoke_at = next(number for number, factor in enumerate(factors, 1) if factor < 1)
+        assert first <= spoke_at <= last and factors[spoke_at - 1] == 0.5
+
+
 def test_its_lag_is_students_t_of_the_weighted_mean():
     config = GuardConfig(confirmed=0.3, looks=5)
     meta, heldout = gains(12, 3, meta=0.1, heldout=0.0)

@@ -80,14 +80,12 @@ def segmentation_probe(
         device: where the head is trained.
 
     Raises:
-        UserError: no pixel of the train maps has a class, a class of the test maps is out of range, too few
-            images, or a head that diverged.
+        UserError: no pixel of the train maps or of the test maps has a class, a class of the test maps is out
+            of range, too few images, or a head that diverged.
     """
     numbering = config.numbering()
     classes = _count_classes(train, test, numbering, config)
     shares = [PatchShares.of(train, window, numbering, classes, size) for window in range(len(train.owner))]
-    if not sum(len(share.counts) for share in shares):
-        raise UserError("no pixel of the train maps has a class: look at evaluation.segmentation.ignore.")
 
     def loss(logits: Tensor, windows: Tensor) -> Tensor:
         counts = torch.stack([shares[window].dense(logits.shape[1], classes) for window in windows.tolist()])
@@ -211,6 +209,12 @@ def _count_classes(
         int(numbering[torch.unique(features.map_values).long()].max()) for features in (train, test)
     )
     classes = config.classes or max(2, largest_train + 1)
+    for split, found in (("train", largest_train), ("test", largest_test)):
+        if found == IGNORED:
+            raise UserError(
+                f"no pixel of the {split} maps has a class: look at the maps, and at what "
+                "evaluation.segmentation.ignore leaves out."
+            )
     largest = max(largest_train, largest_test)
     if largest >= classes:
         where = "train" if largest_train >= classes else "test"
