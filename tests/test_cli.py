@@ -110,7 +110,7 @@ def test_every_probe_of_classes_by_name(config_file, capsys, caplog):
     assert caplog.records[-1].message.endswith("images a second")
 
 
-def test_probes_of_pixels(config_file, capsys):
+def test_probes_of_pixels(config_file, capsys, caplog):
     base = ["vit_tiny_patch16_224", "--weights", "none", "--config", config_file, "--json"]
     for probe, figure in {"segmentation": "miou", "depth": "rmse"}.items():
         small = [f"evaluation.{probe}.{key}" for key in ("image_size=32", "epochs=1", "batch_size=64")]
@@ -120,6 +120,12 @@ def test_probes_of_pixels(config_file, capsys):
         assert result[figure] > 0
         assert result["results"][0]["test_images"] == 60
         assert result["results"][0]["probe"] in told
+        windows = next(line.message for line in caplog.records if line.message.startswith(f"{probe}: "))
+        assert "windows of 32 pixels (4 patches), 21 pixels apart: " in windows and "60 test" in windows
+    caplog.clear()
+    small = ["--no-cache", "evaluation.depth.epochs=1", "evaluation.image_size=40"]
+    assert main(["eval", "depth", *base, *small]) == 0
+    assert "windows of 32 pixels (4 patches)" in caplog.records[0].message
 
 
 def test_any_timm_model_is_probed(config_file, capsys):

@@ -101,10 +101,11 @@ def test_an_image_without_its_map_is_told(backbone):
         extract_dense(backbone, Maps(), Renderer(), 16, kind="depth", stride=8, batch_size=2)
 
 
-def test_the_window_is_as_many_patches_as_fit_unless_set(backbone):
-    assert DenseConfig().window(backbone) == 512
-    assert DenseConfig(image_size=36).window(backbone) == 36
+def test_the_window_is_the_other_probes_view_in_whole_patches_up_to_512_unless_set(backbone):
+    assert [DenseConfig().window(backbone, view) for view in (24, 40, 512, 800)] == [24, 40, 512, 512]
+    assert DenseConfig(image_size=36).window(backbone, 24) == 36
+    assert DenseConfig(image_size=1024).window(backbone, 24) == 1024
     backbone.patch_size = 14
-    assert DenseConfig().window(backbone) == 504
+    assert [DenseConfig().window(backbone, view) for view in (8, 40, 800)] == [14, 28, 504]
     with pytest.raises(UserError, match=r"512 pixels is not a whole number .* multiple of 14"):
-        DenseConfig(image_size=512).window(backbone)
+        DenseConfig(image_size=512).window(backbone, 24)

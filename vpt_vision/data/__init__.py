@@ -1,7 +1,7 @@
 """Images: sources with random access behind one interface, and the loader that makes batches of them."""
 
 from vpt_vision.data.batch import Batch
-from vpt_vision.data.config import DataConfig, SourceConfig, build_source
+from vpt_vision.data.config import DataConfig, SourceConfig, build_source, share_images
 from vpt_vision.data.device import on_device
 from vpt_vision.data.folder import Folder, FolderConfig
 from vpt_vision.data.huggingface import HuggingFace, HuggingFaceConfig
@@ -28,4 +28,5 @@ __all__ = [
     "UnreadableSample",
     "build_source",
     "on_device",
+    "share_images",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -9,8 +10,9 @@ from pydantic import Field
 from vpt_vision.data.folder import Folder, FolderConfig
 from vpt_vision.data.huggingface import HuggingFace, HuggingFaceConfig
 from vpt_vision.data.scenes import FashionScenes, FashionScenesConfig
-from vpt_vision.data.shards import Shards, ShardsConfig
+from vpt_vision.data.shards import Shards, ShardsConfig, shard_locations
 from vpt_vision.data.source import Source
+from vpt_vision.data.transfer import is_remote
 from vpt_vision.schema import Config
 
 SourceConfig = Annotated[
@@ -61,3 +63,31 @@ def build_source(config: SourceConfig, at_least: int | None = None) -> Source:
             return HuggingFace(config, at_least)
         case ShardsConfig():
             return Shards(config, at_least)
+
+
+def share_images(first: SourceConfig, second: SourceConfig) -> bool:
+    """Whether two sources show the same photos, wholly or in part.
+
+    Settings of the view (a scene's size, seed, goal and colours; names of columns; counts of samples and
+    classes) make no other photos. A folder holds those of the folders below it. Files are known by their
+    paths: copies elsewhere are not found out. Raises `UserError` where a pattern of shards names none.
+    """
+    match first, second:
+        case FashionScenesConfig(), FashionScenesConfig():
+            return first.split == second.split
+        case FolderConfig(), FolderConfig():
+            one, other = _whole(first.path), _whole(second.path)
+            return one.is_relative_to(other) or other.is_relative_to(one)
+        case HuggingFaceConfig(), HuggingFaceConfig():
+            return _whole(first.path) == _whole(second.path) and first.split == second.split
+        case ShardsConfig(), ShardsConfig():
+            one_set, other_set = (
+                {name if is_remote(name) else str(_whole(Path(name))) for name in shard_locations(each.path)}
+                for each in (first, second)
+            )
+            return bool(one_set & other_set)
+    return False
+
+
+def _whole(path: Path) -> Path:
+    return path.expanduser().resolve()

@@ -77,7 +77,7 @@ class Shards:
 
     def __init__(self, config: ShardsConfig, at_least: int | None = None) -> None:
         self.at_least = at_least
-        self.locations = _expand(config.path)
+        self.locations = shard_locations(config.path)
         remote = any(is_remote(location) for location in self.locations)
         self._cache = ShardCache(config.remote) if remote else None
         with ThreadPoolExecutor(ASKED_AT_A_TIME if remote else 1) as pool:
@@ -209,7 +209,8 @@ class _Found(NamedTuple):
     key: str | None  # of a remote shard in the cache
 
 
-def _expand(pattern: str) -> list[str]:
+def shard_locations(pattern: str) -> list[str]:
+    """The paths and URLs that a pattern of shards names; raises `UserError` where there is none."""
     try:
         names = expand_urls(pattern)
     except (ValueError, AssertionError):  # unbalanced braces; an unset ${NAME}

@@ -23,7 +23,7 @@ from vpt_vision.task import Renderer, Views
 
 MapKind = Literal["segmentation", "depth"]
 
-LARGEST_WINDOW = 512  # pixels, where no size is set
+LARGEST_WINDOW = 512  # pixels, where no size is set: DINOv2's
 MAP_NAMES: dict[MapKind, str] = {"segmentation": "segmentation map (.seg.png)", "depth": "depth map"}
 
 
@@ -39,8 +39,8 @@ class DenseConfig(Config):
     image_size: int | None = Field(
         None,
         ge=1,
-        description="side of a window, pixels; an image's shorter side is resized to it. Unset: the most "
-        f"patches that fit into {LARGEST_WINDOW} pixels",
+        description="side of a window, pixels; an image's shorter side is resized to it. Unset: "
+        f"evaluation.image_size, at most {LARGEST_WINDOW}, less what is no whole patch",
     )
     stride: float = Field(
         2 / 3, gt=0, le=1, description="from one window to the next, as a share of its side"
@@ -56,11 +56,14 @@ class DenseConfig(Config):
     )
     seed: int = Field(0, ge=0, description="of initial weights, order and validation part")
 
-    def window(self, encoder: nn.Module) -> int:
-        """Side of a window for `encoder`, pixels; raises `UserError` where patches do not tile it."""
+    def window(self, encoder: nn.Module, view: int) -> int:
+        """Side of a window for `encoder`, pixels; raises `UserError` where patches do not tile it.
+
+        `view` is the side of the whole-image view of the other probes, which bounds it where none is set.
+        """
         patch = patch_size_of(encoder)
         if self.image_size is None:
-            return max(1, LARGEST_WINDOW // patch) * patch
+            return max(1, min(view, LARGEST_WINDOW) // patch) * patch
         if self.image_size % patch:
             raise UserError(
                 f"a window of {self.image_size} pixels is not a whole number of the encoder's patches: set "

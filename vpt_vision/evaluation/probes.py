@@ -14,7 +14,7 @@ from vpt_vision.data import SourceConfig, build_source
 from vpt_vision.evaluation.cache import CacheConfig, FeatureCache
 from vpt_vision.evaluation.dense import DenseConfig, DenseFeatures, MapKind
 from vpt_vision.evaluation.depth import DepthConfig, depth_probe
-from vpt_vision.evaluation.encoder import device_of
+from vpt_vision.evaluation.encoder import device_of, patch_size_of
 from vpt_vision.evaluation.extraction import Extracted, Extractor
 from vpt_vision.evaluation.features import Precision, ProbeFeatures, Reading
 from vpt_vision.evaluation.few_shot import FewShotConfig, few_shot
@@ -121,11 +121,11 @@ class _Running:
             case "retrieval":
                 return [retrieval(*self._pooled)]
             case "segmentation":
-                size = config.segmentation.window(self.encoder)
+                size = config.segmentation.window(self.encoder, config.image_size)
                 train, test = self._dense(config.segmentation, "segmentation", size)
                 return [segmentation_probe(train, test, config.segmentation, size=size, device=device)]
             case "depth":
-                size = config.depth.window(self.encoder)
+                size = config.depth.window(self.encoder, config.image_size)
                 train, test = self._dense(config.depth, "depth", size)
                 return [depth_probe(train, test, config.depth, size=size, device=device)]
 
@@ -143,21 +143,30 @@ class _Running:
 
     def _dense(self, dense: DenseConfig, kind: MapKind, size: int) -> tuple[DenseFeatures, DenseFeatures]:
         stride = max(1, round(dense.stride * size))
-        train, test = (
-            _told(
-                self.extractor.dense(
-                    build_source(source, 2 * size),
-                    size,
-                    kind=kind,
-                    stride=stride,
-                    batch_size=dense.batch_size,
-                ),
-                split,
-            )
+        sources = {
+            split: build_source(source, 2 * size)
             for split, source in (
                 ("train", dense.train or self.config.train),
                 ("test", dense.test or self.config.test),
             )
+        }
+        counts = {split: len(source) for split, source in sources.items()}
+        _LOG.info(
+            "%s: windows of %d pixels (%d patches), %d pixels apart: %s or more, one for each of %s images "
+            "if all are square",
+            kind,
+            size,
+            (size // patch_size_of(self.encoder)) ** 2,
+            stride,
+            f"{sum(counts.values()):,}",
+            " and ".join(f"{count:,} {split}" for split, count in counts.items()),
+        )
+        train, test = (
+            _told(
+                self.extractor.dense(source, size, kind=kind, stride=stride, batch_size=dense.batch_size),
+                split,
+            )
+            for split, source in sources.items()
         )
         return train, test
 

@@ -42,10 +42,31 @@ def test_arms_judged_on_other_images_are_refused(write_spec):
         load_spec(write_spec(arms=arms))
 
 
-def test_settings_are_never_picked_on_the_test_images(write_spec):
-    selection = {
-        "validation": {"kind": "fashion_scenes", "split": "test", "count": 30, "size": 32},
-        "seeds": [9],
-    }
-    with pytest.raises(UserError, match="settings are never picked on it"):
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("test", "settings are never picked on it"), ("train", "the probe would know the answers")],
+)
+@pytest.mark.parametrize("view", [{"size": 32}, {"size": 48}, {"seed": 7, "goal": "colour"}])
+def test_settings_are_picked_on_images_that_are_neither_tested_nor_learned_from(
+    write_spec, split, message, view
+):
+    scenes = {"kind": "fashion_scenes", "count": 30, **view}
+    selection = {"validation": {**scenes, "split": split}, "seeds": [9]}
+    with pytest.raises(UserError, match=message):
         load_spec(write_spec(selection=selection))
+    selection["validation"]["split"] = "feedback"
+    assert load_spec(write_spec(selection=selection)).selection.seeds == (9,)
+
+
+def test_what_a_probe_of_pixels_is_judged_on_and_learns_from_counts(write_spec):
+    scenes = {"kind": "fashion_scenes", "count": 30, "split": "feedback"}
+    asked = {
+        "probes": ["segmentation"],
+        "primary": {**PRIMARY, "metric": "segmentation.miou"},
+        "selection": {"validation": scenes, "seeds": [9]},
+    }
+    for part, message in {"test": "would stand in for", "train": "shows images of"}.items():
+        changes = {f"evaluation.segmentation.{part}": scenes}
+        with pytest.raises(UserError, match=message):
+            load_spec(write_spec(**asked, overrides=changes))
+    assert load_spec(write_spec(**asked))

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vpt_vision.config import RunConfig, load_as, load_config
-from vpt_vision.data import SourceConfig
+from vpt_vision.data import SourceConfig, share_images
 from vpt_vision.errors import UserError
+from vpt_vision.evaluation.dense import DenseConfig
 from vpt_vision.evaluation.probes import EvaluationConfig, Probe
 from vpt_vision.schema import Config
 
@@ -50,7 +51,9 @@ class ArmConfig(Config):
 class SelectionConfig(Config):
     """How settings are picked: on images and by seeds that the comparison itself does not use."""
 
-    validation: SourceConfig = Field(description="labelled images, none of them among the test images")
+    validation: SourceConfig = Field(
+        description="labelled images, none of them among the test images or those that the probes learn from"
+    )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         min_length=1, description="seeds of the runs that candidates are judged by, none of the comparison's"
     )
@@ -167,8 +170,8 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonSpec
                 f"images "
                 "cannot be paired: give them one."
             )
-    if spec.selection is not None and _images(spec.selection.validation) == _images(first[1].test):
-        raise UserError(f"{path}: selection.validation is evaluation.test: settings are never picked on it.")
+    if spec.selection is not None:
+        _check_validation(path, spec.selection.validation, first[1], spec.primary)
     return spec
 
 
@@ -196,9 +199,28 @@ def _checked(spec: ComparisonSpec, arm: ArmConfig, candidate: Sequence[str]) -> 
     return config.evaluation
 
 
-def _images(source: SourceConfig) -> dict[str, Any]:
-    """What a source's images depend on: fewer of them are the same ones."""
-    return source.model_dump(exclude={"count"})
+def _check_validation(
+    path: str | Path, validation: SourceConfig, evaluation: EvaluationConfig, primary: PrimaryConfig
+) -> None:
+    """Refuse validation images that are test images, or that the probe which judges them learns from."""
+    probe = primary.metric.partition(".")[0]
+    own = getattr(evaluation, probe, None)
+    test, train = ("evaluation.test", evaluation.test), ("evaluation.train", evaluation.train)
+    if isinstance(own, DenseConfig):
+        if own.test is not None:
+            raise UserError(
+                f"{path}: evaluation.{probe}.test would stand in for selection.validation, and settings are "
+                "never picked on the test images: name them as evaluation.test."
+            )
+        if own.train is not None:
+            train = (f"evaluation.{probe}.train", own.train)
+    reasons = ((test, "settings are never picked on it"), (train, "the probe would know the answers"))
+    for (name, source), reason in reasons:
+        if share_images(validation, source):
+            raise UserError(
+                f"{path}: selection.validation shows images of {name}, and {reason}: name others, such as "
+                "another split (another size or seed shows the same ones)."
+            )
 
 
 def _beside(folder: Path, name: str) -> str:
