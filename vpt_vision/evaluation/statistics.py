@@ -72,11 +72,14 @@ def paired_difference(differences: Floats) -> PairedDifference:
     covers 94 to 96 % where seeds' effects are normal, and 88 % where they are as skewed as an
     exponential, for which the studentised bootstrap stands beside it.
 
-    Raises `ValueError` for fewer than 2 seeds or images: one seed tells nothing of another.
+    Raises `ValueError` for fewer than 2 seeds or images, for one seed tells nothing of another, and for
+    differences that are not finite.
     """
     if differences.ndim != 2 or min(differences.shape) < 2:
         raise ValueError(f"differences must be [seeds >= 2, images >= 2], not {differences.shape}")
     differences = differences.astype(np.float64)
+    if not np.isfinite(differences).all():
+        raise ValueError("differences must be finite numbers")
     seeds, images = differences.shape
     return PairedDifference(
         interval=t_interval(differences),

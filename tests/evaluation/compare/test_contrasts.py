@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpt_vision.errors import UserError
 from vpt_vision.evaluation.compare.contrasts import headline, linearised, primary, secondary
 from vpt_vision.evaluation.compare.output import markdown
 from vpt_vision.evaluation.result import Mean, MeanRatio
@@ -52,6 +53,15 @@ def test_the_primary_question_is_asked_once(study):
     assert len(set(rest)) == len(rest)
     assert (first.arm, first.against, first.metric) not in rest
     assert ("learned", "start", "logistic.cross_entropy") in rest
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_figures_that_are_no_numbers_are_never_an_effect(study, broken):
+    made = study(-0.1)
+    figure = made.row("learned", "updates").measured[2].results["logistic"].figures["cross_entropy"]
+    figure.values[7] = broken
+    with pytest.raises(UserError, match=r"cross_entropy of 'learned' is not finite in 1 of 6 seeds"):
+        headline(made)
 
 
 @given(st.integers(2, 30), st.integers(1, 5), st.integers(0, 2**31))

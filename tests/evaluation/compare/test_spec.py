@@ -26,6 +26,13 @@ def test_arms_are_the_config_with_their_changes(write_spec):
         ({"primary": {**PRIMARY, "metric": "accuracy"}}, "should be a probe of knn, logistic"),
         ({"arms": [{"name": "fixed"}, {"name": "start"}]}, "are taken"),
         ({"arms": [{"name": "fixed"}, {"name": "learned", "choose": {"steps": [1, 2]}}]}, "selection"),
+        ({"overrides": {"seed": 3}}, "overrides: seed and output are the comparison's own"),
+        ({"arms": [{"name": "fixed"}, {"name": "learned", "overrides": {"output": "x"}}]}, "arm 'learned'"),
+        ({"arms": [{"name": "fixed"}, {"name": "learned", "overrides": {"steps": 9}}]}, "those of 'fixed'"),
+        (
+            {"arms": [{"name": "fixed"}, {"name": "learned"}, {"name": "a b"}, {"name": "a+b"}]},
+            "would have one folder",
+        ),
         ({"unknown": 1}, "unknown key"),
         ({"overrides": {"stepps": 1}}, "the nearest known key is 'steps'"),
         ({"overrides": {"evaluation": None}}, "no 'evaluation' part"),

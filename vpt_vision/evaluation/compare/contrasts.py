@@ -88,12 +88,19 @@ def contrast(study: Study, arm: str, against: str, metric: str, match: Match) ->
 def per_image(row: Row, metric: str) -> Floats:
     """A metric's share of each seed and test image [S, N]; means over images are the figures.
 
-    Raises `UserError` where seeds were judged on different images.
+    Raises `UserError` where seeds were judged on different images, or a figure is not a finite number.
     """
     results = [result_of(measured, metric) for measured in row.measured]
     if any(not torch.equal(result.index, results[0].index) for result in results):
         raise UserError(f"the seeds of '{row.name}' were judged on different test images: delete its probes.")
-    return np.stack([linearised(result.figures[metric.partition(".")[2]]) for result in results])
+    values = np.stack([linearised(result.figures[metric.partition(".")[2]]) for result in results])
+    broken = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(broken):
+        raise UserError(
+            f"{metric} of '{row.name}' is not finite in {len(broken)} of {len(values)} seeds, so nothing can "
+            f"be said of it: look at those runs' logs, or leave out the probe {metric.partition('.')[0]}."
+        )
+    return values
 
 
 def linearised(figure: PerImage) -> Floats:

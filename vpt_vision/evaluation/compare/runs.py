@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vpt_vision.config import RunConfig
+from vpt_vision.config import RunConfig, dump_config
 from vpt_vision.data import build_source
 from vpt_vision.evaluation.compare.label_budget import LabelBudget, fine_tune_on_labels, linear_on_labels
-from vpt_vision.evaluation.compare.spec import ArmConfig, ComparisonSpec, run_config
+from vpt_vision.evaluation.compare.shared import Work
+from vpt_vision.evaluation.compare.spec import ArmConfig, ComparisonSpec, folder_name, run_config
 from vpt_vision.evaluation.probes import EvaluationConfig, probe
 from vpt_vision.evaluation.stored import Results, remembered
 from vpt_vision.export import load_backbone_file
@@ -47,7 +48,7 @@ class Measured:
 
 
 class Runs:
-    """Trains and measures what a spec asks for, or reads it back."""
+    """What a spec asks for, as pieces of work: each trains and measures, or reads back what is done."""
 
     def __init__(self, spec: ComparisonSpec) -> None:
         self.spec = spec
@@ -56,28 +57,27 @@ class Runs:
 
     def trained(
         self, arm: ArmConfig, chosen: Sequence[str], steps: int, seed: int, *, validation: bool = False
-    ) -> Measured:
+    ) -> Work[Measured]:
         """Train `arm` for `steps` updates by `seed`, unless that is done, and probe it.
 
         With `validation` the probes are judged on the images that settings are picked by, and the run
-        lies apart from those that are judged on the test images.
-
-        Raises:
-            Stopped: a signal ended the run.
+        lies apart from those that are judged on the test images. A signal that ends the run raises
+        `Stopped`.
         """
         config = self.config(arm, chosen, steps, seed, validation=validation)
-        run = Path(config.output)
+        return Work(config.output, lambda: self._train(config, arm.name, labels=not validation))
+
+    def _train(self, config: RunConfig, name: str, *, labels: bool) -> Measured:
+        run, steps, seed = Path(config.output), config.steps, config.seed
         finished = checkpoint_paths(claim(config) / CHECKPOINT_FOLDER)
         if not finished or finished[-1].name != f"step_{steps:08d}.pt":
-            _CONSOLE.print(
-                f"{arm.name}, seed {seed}, {steps} steps", markup=False, highlight=False, style="bold"
-            )
+            _CONSOLE.print(f"{name}, seed {seed}, {steps} steps", markup=False, highlight=False, style="bold")
             result = Trainer(config).fit()
             if result.interrupted is not None:
                 raise Stopped(result.interrupted)
         load = _Once(lambda: load_backbone_file(run / BACKBONE_FILE).to(resolve_device(config.device)).eval())
         results = self._probed(run / "probes.pt", load, config)
-        if not validation:
+        if labels:
             results |= self._on_labels(run / "labels.pt", load, seed)
         return Measured(results, steps, steps * config.batch_size, _training_seconds(run))
 
@@ -87,7 +87,13 @@ class Runs:
         """The config of one run; the same arm, steps and seed are one run, whatever they are matched by."""
         assert self.spec.selection is not None or not validation
         kind = "selection" if validation else "runs"
-        place = self.folder / kind / _slug(arm.name, chosen) / f"steps-{steps}" / f"seed-{seed}"
+        place = (
+            self.folder
+            / kind
+            / folder_name("-".join([arm.name, *chosen]))
+            / f"steps-{steps}"
+            / f"seed-{seed}"
+        )
         more = [f"output={json.dumps(str(place))}", f"steps={steps}", f"seed={seed}"]
         config = run_config(self.spec, arm, chosen, *more)
         if validation and self.spec.selection is not None and config.evaluation is not None:
@@ -99,26 +105,28 @@ class Runs:
         """Hash of what `arm` starts from by `seed`: what begins alike has one key."""
         return _fingerprint(self._start(run_config(self.spec, arm, arm.candidates()[0], f"seed={seed}")))
 
-    def start(self, arm: ArmConfig, seed: int) -> Measured:
+    def start(self, arm: ArmConfig, seed: int) -> Work[Measured]:
         """Probe what `arm` starts from by `seed`: once for all arms and seeds that share it."""
         config = run_config(self.spec, arm, arm.candidates()[0], f"seed={seed}")
-        backbone = self._start(config)
-        place = self.folder / "start" / _fingerprint(backbone)
-        load = _Once(lambda: backbone)
-        results = self._probed(place / "probes.pt", load, config)
-        results |= self._on_labels(place / f"labels-{seed}.pt", load, seed)
-        return Measured(results, 0, 0, 0.0)
+        place = self.folder / "start" / _fingerprint(self._start(config))
 
-    def fine_tuned(self, chosen: Sequence[str], seed: int) -> Measured:
+        def measure() -> Measured:
+            load = _Once(lambda: self._start(config))
+            results = self._probed(place / "probes.pt", load, config)
+            results |= self._on_labels(place / f"labels-{seed}.pt", load, seed)
+            return Measured(results, 0, 0, 0.0)
+
+        return Work(str(place), measure)
+
+    def fine_tuned(self, chosen: Sequence[str], seed: int) -> Work[Measured]:
         """Fine-tune the primary arm's start on its feedback's labels; see `fine_tune_on_labels`."""
         assert self.spec.controls is not None
         controls = self.spec.controls
         budget = LabelBudget.of(run_config(self.spec, self.budget_arm, chosen, f"seed={seed}"))
-        start = self._start(budget.config)
-        place = self.folder / "start" / _fingerprint(start) / f"fine-tuned-{seed}.pt"
+        place = self.folder / "start" / _fingerprint(self._start(budget.config)) / f"fine-tuned-{seed}.pt"
 
         def measure() -> Results:
-            backbone, own = fine_tune_on_labels(start, budget, controls)
+            backbone, own = fine_tune_on_labels(self._start(budget.config), budget, controls)
             return {**self._probe(backbone, budget.config), LABELS: own}
 
         asked = {
@@ -126,7 +134,12 @@ class Runs:
             **self._budget_asked(budget.config),
             "controls": controls.model_dump(),
         }
-        return Measured(remembered(place, asked, measure), 0, 0, 0.0)
+        return Work(str(place), lambda: Measured(remembered(place, asked, measure), 0, 0, 0.0))
+
+    def fingerprint(self, arm: ArmConfig, chosen: Sequence[str]) -> str:
+        """Hash of an arm's config, whatever its seed, its steps and where it lies."""
+        config = self.config(arm, chosen, 1, 0).model_copy(update={"output": ""})
+        return hashlib.sha256(dump_config(config).encode()).hexdigest()[:16]
 
     def _start(self, config: RunConfig) -> Backbone:
         torch.manual_seed(config.seed)  # as the trainer does: a start at random is then its own
@@ -208,12 +221,6 @@ def _training_seconds(run: Path) -> float:
     """Seconds of training as the run's last line tells them."""
     last = (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()[-1]
     return float(json.loads(last)["training_seconds"])
-
-
-def _slug(name: str, chosen: Sequence[str]) -> str:
-    """Folder of an arm with what was chosen for it."""
-    settings = "".join(f"-{setting}" for setting in chosen)
-    return "".join(letter if letter.isalnum() or letter in "-_.=" else "-" for letter in name + settings)
 
 
 def _fingerprint(backbone: Backbone) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -126,6 +127,8 @@ class ComparisonSpec(Config):
                 f"dot "
                 f"and its figure, such as {self.probes[0]}.accuracy"
             )
+        if len({folder_name(name) for name in names}) < len(names):
+            raise ValueError("arms: two names would have one folder; let them differ in letters or digits")
         if any(arm.choose for arm in self.arms):
             if self.selection is None:
                 raise ValueError(
@@ -133,7 +136,23 @@ class ComparisonSpec(Config):
                 )
             if set(self.selection.seeds) & set(self.seeds):
                 raise ValueError("selection.seeds: none may be a seed of the comparison")
+        self._check_overrides()
         return self
+
+    def _check_overrides(self) -> None:
+        """Refuse keys that the comparison would set over."""
+        changed = {"overrides": set(self.overrides)}
+        changed |= {f"arm '{arm.name}'": {*arm.overrides, *arm.choose} for arm in self.arms}
+        for where, keys in changed.items():
+            if keys & {"seed", "output"}:
+                raise ValueError(
+                    f"{where}: seed and output are the comparison's own, by its keys of that name"
+                )
+        for arm in self.arms:
+            if "steps" in arm.choose or ("steps" in arm.overrides and arm.name != self.reference):
+                raise ValueError(
+                    f"arm '{arm.name}': steps are those of '{self.reference}', and what match makes of them"
+                )
 
     @property
     def against(self) -> str:
@@ -143,6 +162,11 @@ class ComparisonSpec(Config):
     def arm(self, name: str) -> ArmConfig:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+
+def folder_name(name: str) -> str:
+    """What the folder of an arm of that name is called."""
+    return re.sub(r"[^\w.=-]", "-", name)
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonSpec:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.compare.runs import Measured, Runs, Stopped
+from vpt_vision.evaluation.compare.shared import Work, shared
 from vpt_vision.evaluation.compare.spec import (
     FINE_TUNED,
     MATCHED,
@@ -66,7 +68,8 @@ def run_comparison(spec: ComparisonSpec) -> Study | int:
     """Train, probe and read back all that `spec` asks for.
 
     A kill at any moment loses at most what is since the run's last checkpoint; the same call goes on. Seeds
-    take turns, and arms within them, so that a machine that slows down slows all arms alike.
+    take turns, and arms within them, so that a machine that slows down slows all arms alike. Several
+    processes that call this for one spec share its runs among them, and all return the whole study.
 
     Returns:
         The study, or the number of the signal that ended a run early.
@@ -91,6 +94,7 @@ class _Comparison:
         self.runs = runs
         self.choices: list[Choice] = []
         self.chosen: dict[str, tuple[str, ...]] = {}
+        self.budget_seconds: float | None = None
 
     def study(self) -> Study:
         spec = self.spec
@@ -100,11 +104,12 @@ class _Comparison:
         rows: list[Row] = []
         for match in sorted(spec.match, key=list(MATCHED).index):  # seconds last: earlier runs tell speeds
             steps = self._steps(match)
-            measured: dict[str, list[Measured]] = {arm.name: [] for arm in spec.arms}
-            for seed in spec.seeds:
-                for arm in spec.arms:
-                    measured[arm.name].append(self._trained(arm, steps[arm.name], seed))
-            rows += [Row(name, match, tuple(of_seeds)) for name, of_seeds in measured.items()]
+            order = [(arm, seed) for seed in spec.seeds for arm in spec.arms]
+            measured = self._trained([(arm, steps[arm.name], seed) for arm, seed in order])
+            rows += [
+                Row(arm.name, match, tuple(measured[number :: len(spec.arms)]))
+                for number, arm in enumerate(spec.arms)
+            ]
         controls = self._controls()
         return Study(
             spec,
@@ -112,11 +117,15 @@ class _Comparison:
             start_of,
             tuple(self.choices),
             labels=self.runs.labels() if controls else None,
-            budget_seconds=_read(self.runs.folder / MATCHED_FILE).get("seconds"),
+            budget_seconds=self.budget_seconds,
         )
 
-    def _trained(self, arm: ArmConfig, steps: int, seed: int) -> Measured:
-        return self.runs.trained(arm, self.chosen[arm.name], steps, seed)
+    def _trained(self, asked: Sequence[tuple[ArmConfig, int, int]]) -> list[Measured]:
+        """Train arms for so many steps by a seed each."""
+        return self._shared([self.runs.trained(arm, self.chosen[arm.name], *rest) for arm, *rest in asked])
+
+    def _shared(self, works: Sequence[Work[Measured]]) -> list[Measured]:
+        return shared(works, self.runs.folder / "locks")
 
     def _starts(self) -> tuple[dict[str, str], list[Row]]:
         """The rows of step 0, and which one each arm has: arms that begin alike share one."""
@@ -127,17 +136,16 @@ class _Comparison:
         for name in (primary, *keys):
             row = names.setdefault(keys[name], f"{START} of {name}")
             if row not in {known.name for known in rows}:
-                measured = tuple(self.runs.start(spec.arm(name), seed) for seed in spec.seeds)
-                rows.append(Row(row, None, measured))
+                measured = self._shared([self.runs.start(spec.arm(name), seed) for seed in spec.seeds])
+                rows.append(Row(row, None, tuple(measured)))
         figure_of(rows[0].measured[0], spec.primary.metric)  # refuses a metric that there is not, in time
         return {name: names[key] for name, key in keys.items()}, rows
 
     def _controls(self) -> list[Row]:
         if self.spec.controls is None:
             return []
-        measured = []
-        for seed in self.spec.seeds:
-            measured.append(self.runs.fine_tuned(self.chosen[self.spec.primary.arm], seed))
+        chosen = self.chosen[self.spec.primary.arm]
+        measured = self._shared([self.runs.fine_tuned(chosen, seed) for seed in self.spec.seeds])
         return [Row(FINE_TUNED, None, tuple(measured))]
 
     def _choose(self, arm: ArmConfig) -> tuple[str, ...]:
@@ -148,12 +156,18 @@ class _Comparison:
         selection = self.spec.selection
         assert selection is not None, "the spec asks for it where there is something to choose"
         steps = run_config(self.spec, self.spec.arm(self.spec.reference)).steps
-        figures: dict[tuple[str, ...], tuple[float, ...]] = {}
-        for seed in selection.seeds:
-            for candidate in candidates:
-                measured = self.runs.trained(arm, candidate, steps, seed, validation=True)
-                figure = figure_of(measured, self.spec.primary.metric)
-                figures[candidate] = (*figures.get(candidate, ()), figure)
+        measured = self._shared(
+            [
+                self.runs.trained(arm, candidate, steps, seed, validation=True)
+                for seed in selection.seeds
+                for candidate in candidates
+            ]
+        )
+        of_runs = [figure_of(run, self.spec.primary.metric) for run in measured]
+        figures = {
+            candidate: tuple(of_runs[number :: len(candidates)])
+            for number, candidate in enumerate(candidates)
+        }
         sign = -1 if is_higher_better(self.spec.primary.metric) else 1
         best = min(candidates, key=lambda candidate: sign * sum(figures[candidate]))
         self.choices += [
@@ -177,24 +191,27 @@ class _Comparison:
         """Steps that each arm takes in the seconds of training that the reference takes for `steps`.
 
         From the speed of its runs of `steps`: those of every seed where arms are matched by updates too,
-        else one of the first seed. Once found they are kept, so that a comparison that goes on does not
-        measure anew.
+        else one of the first seed. Once found they are kept while no arm's config changes, so that seeds
+        can be added without training all others anew.
         """
         spec, path = self.spec, self.runs.folder / MATCHED_FILE
+        arms = {arm.name: self.runs.fingerprint(arm, self.chosen[arm.name]) for arm in spec.arms}
         kept = _read(path)
-        if kept.get("reference_steps") == steps and kept["steps"].keys() >= {arm.name for arm in spec.arms}:
-            return dict(kept["steps"])
-        seeds = spec.seeds if "updates" in spec.match else spec.seeds[:1]
-        seconds = {
-            arm.name: sum(self._trained(arm, steps, seed).seconds for seed in seeds) / len(seeds)
-            for arm in spec.arms
-        }
-        budget = seconds[spec.reference]
-        matched = {name: max(1, round(steps * budget / taken)) for name, taken in seconds.items()}
-        path.write_text(
-            json.dumps({"reference_steps": steps, "seconds": budget, "steps": matched}), encoding="utf-8"
-        )
-        return matched
+        if kept is None or (kept["reference"], kept["arms"]) != ([spec.reference, steps], arms):
+            seeds = spec.seeds if "updates" in spec.match else spec.seeds[:1]
+            runs = self._trained([(arm, steps, seed) for arm in spec.arms for seed in seeds])
+            seconds = {
+                arm.name: sum(run.seconds for run in runs[number * len(seeds) :][: len(seeds)]) / len(seeds)
+                for number, arm in enumerate(spec.arms)
+            }
+            budget = seconds[spec.reference]
+            matched = {name: max(1, round(steps * budget / taken)) for name, taken in seconds.items()}
+            kept = {"reference": [spec.reference, steps], "arms": arms, "seconds": budget, "steps": matched}
+            part = path.with_suffix(f".part-{os.getpid()}")
+            part.write_text(json.dumps(kept), encoding="utf-8")
+            part.replace(path)
+        self.budget_seconds = kept["seconds"]
+        return dict(kept["steps"])
 
 
 def result_of(measured: Measured, metric: str) -> ProbeResult:
@@ -218,6 +235,9 @@ def is_higher_better(metric: str) -> bool:
     return KINDS[metric.partition(".")[2]].higher_is_better
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A small JSON file; empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _read(path: Path) -> dict[str, Any] | None:
+    """What was kept in `path`; None where there is nothing, or something damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

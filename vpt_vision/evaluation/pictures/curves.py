@@ -58,6 +58,12 @@ PROGRESS = (
     Panel("teacher's temperature", ("teacher_temperature",)),
     Panel("peak memory of the process, MB", ("peak_host_memory_mb",)),
 )
+TASK = (
+    Panel(
+        "share of the image in a crop, mean", ("task/global_scale", "task/local_scale"), ("global", "local")
+    ),
+    Panel("share of a masked view's patches that are hidden, mean", ("task/mask_ratio",), zero=True),
+)
 _MEASURED = ("meta", "held-out")
 
 
@@ -95,12 +101,6 @@ def designer_panels(logs: Sequence[Records]) -> list[Panel]:
                 f"entropy less the recipe's, {surface}, nats", (f"entropy/{surface}",), zero=True
             ),
         ),
-        Panel(
-            "share of the image in a crop, mean",
-            ("policy/global/scale", "policy/local/scale"),
-            ("global", "local"),
-        ),
-        Panel("mask ratio of a masked view, mean", ("policy/masks/ratio",)),
         Panel("the guard's interventions so far", ("guard/interventions",), zero=True),
         Panel("share of the designer's step that is taken", ("pace",), zero=True),
         Panel("designer's gradient norm", ("designer_gradient_norm",)),
@@ -139,12 +139,13 @@ def series(records: Records, figure: str) -> tuple[Floats, Floats]:
 
 
 def curves(runs: Mapping[str, Path], path: Path) -> None:
-    """Draw the loss, and what there is of designer and feedback, of runs (label → `metrics.jsonl`) to a PNG.
+    """Draw loss, task and what there is of designer and feedback of runs (label → `metrics.jsonl`) to a PNG.
 
     Raises `UserError` as `read_log`.
     """
     logs = {label: read_log(file) for label, file in runs.items()}
-    panels = [LOSS, *designer_panels(list(logs.values()))]
+    records = list(logs.values())
+    panels = [LOSS, *there(TASK, records), *designer_panels(records)]
     columns = 1 if len(panels) <= 2 else 2
     rows = len(panels) if columns == 1 else 1 + math.ceil((len(panels) - 1) / 2)
     figure = new_figure(8.4 if columns == 1 else 10.0, 0.9 + (2.6 if columns == 1 else 2.1) * rows)

@@ -12,6 +12,7 @@ from vpt_vision.evaluation.pictures.curves import (
     COLLAPSE,
     LOSS,
     PROGRESS,
+    TASK,
     TERMS,
     Panel,
     Records,
@@ -32,6 +33,7 @@ def groups(logs: Mapping[str, Records]) -> dict[str, list[Markup]]:
     found = {
         "Losses": there([LOSS, *TERMS], records),
         "Collapse": there(COLLAPSE, records),
+        "Task": there(TASK, records),
         "Designer and feedback": designer_panels(records),
         "Probes during training": online_panels(records),
         "Progress": there(PROGRESS, records),
