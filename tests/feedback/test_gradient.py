@@ -15,6 +15,7 @@ from vpt_vision.feedback import (
     all_features,
     cosine,
     gradients_over,
+    whole_loss,
 )
 from vpt_vision.logistic import fit_logistic
 
@@ -123,6 +124,20 @@ def test_the_head_is_fitted_again_every_so_often(make_gradient, backbone, keys, 
     for step in range(7):
         gradient.update(backbone, keys._replace(step=step))
     assert fits == [0, 3, 6]
+
+
+def test_held_out_loss_is_that_of_the_last_look(make_gradient, backbone, keys):
+    gradient = make_gradient(refit_every=2, heldout_every=2)
+    told, expected = [], []
+    for step in range(6):
+        told.append(gradient.update(backbone, keys._replace(step=step))["heldout_loss"].item())
+        if step % 4 == 0:
+            last = whole_loss(gradient.feedback.tasks["classes"].task, backbone, "heldout").item()
+        expected.append(last)
+        with torch.no_grad():
+            for parameter in backbone.tail_parameters(2).values():
+                parameter.mul_(1.1)
+    assert told == expected and told[0] != told[4]
 
 
 def test_no_trace_in_the_backbone(make_gradient, backbone, keys, snapshot):
@@ -234,16 +249,16 @@ class TestSeveralTasks:
         torch.testing.assert_close(flat(combined), 0.75 * flat(found["a"]) + 0.25 * flat(found["b"]))
 
 
-@pytest.mark.parametrize("refit_every", [1, 2])
-def test_resuming_is_exact(make_gradient, backbone, keys, refit_every):
-    gradient = make_gradient(refit_every=refit_every)
+@pytest.mark.parametrize(("refit_every", "heldout_every"), [(1, 1), (2, 1), (1, 2)])
+def test_resuming_is_exact(make_gradient, backbone, keys, refit_every, heldout_every):
+    gradient = make_gradient(refit_every=refit_every, heldout_every=heldout_every)
     for step in range(3):
         gradient.update(backbone, keys._replace(step=step))
     file = io.BytesIO()
     torch.save(gradient.state_dict(), file)
     expected = gradient.update(backbone, keys._replace(step=3))  # after the state was taken
 
-    resumed = make_gradient(refit_every=refit_every)
+    resumed = make_gradient(refit_every=refit_every, heldout_every=heldout_every)
     file.seek(0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     report = resumed.update(backbone, keys._replace(step=3))

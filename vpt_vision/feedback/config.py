@@ -74,7 +74,15 @@ class FeedbackConfig(Config):
     labels: Literal["given", "permuted"] = Field(
         "given", description="permuted: a control, labels are dealt anew among the images of each split"
     )
-    refit_every: int = Field(1, ge=1, description="feedback gradients taken between two fits of the heads")
+    refit_every: int = Field(
+        1,
+        ge=1,
+        description="feedback gradients taken between two fits of the heads; above 1 u is that of heads "
+        "which the backbone has moved away from",
+    )
+    heldout_every: int = Field(
+        1, ge=1, description="fits of the heads from one look at the loss of all of `heldout` to the next"
+    )
     ema: float = Field(0.9, ge=0, lt=1, description="decay of the feedback gradients' moving averages")
 
     @model_validator(mode="before")
@@ -137,4 +145,10 @@ def build_feedback(
             tasks[name] = WeightedTask(built, task.weight, task.batch)
         except UserError as error:
             raise UserError(f"feedback task '{name}': {error}") from error
-    return Feedback(tasks, normalise=config.normalise, ema=config.ema, refit_every=config.refit_every)
+    return Feedback(
+        tasks,
+        normalise=config.normalise,
+        ema=config.ema,
+        refit_every=config.refit_every,
+        heldout_every=config.heldout_every,
+    )

@@ -188,19 +188,22 @@ class FeedbackGradient:
         self.tail_blocks = tail_blocks
         self.count = 0
         self.averages = {name: _Average() for name in feedback.tasks}
-        # Of the heads as last fitted; NaN until they first are.
+        # When last looked at; NaN until the heads are first fitted.
         self.heldout_losses = {name: torch.tensor(float("nan")) for name in feedback.tasks}
 
     def update(self, backbone: Backbone, keys: Keys) -> dict[str, Tensor]:
         """Take the gradients of one meta batch of every task into the averages.
 
-        Returns scalars: `meta_loss` and `heldout_loss` (weighted means over tasks; the latter when the heads
-        were last fitted), `u_norm`, `u_reliability` (cosine of the two halves' averages) and
+        Returns scalars: `meta_loss` and `heldout_loss` (weighted means over tasks; the latter when last
+        looked at), `u_norm`, `u_reliability` (cosine of the two halves' averages) and
         `u_reliability_batch` (cosine of this batch's two halves); and the same for each task, under
         `meta_loss/NAME` and so on.
         """
-        if self.count % self.feedback.refit_every == 0:
+        fits, between = divmod(self.count, self.feedback.refit_every)
+        if between == 0:
             self.fit(backbone)
+            if fits % self.feedback.heldout_every == 0:
+                self._look_at_heldout(backbone)
         self.count += 1
         losses: dict[str, Tensor] = {}
         batches: dict[str, Halves] = {}
@@ -229,8 +232,11 @@ class FeedbackGradient:
 
     def fit(self, backbone: Backbone) -> None:
         """Fit every task's head to `backbone` as it stands (waits for the device)."""
-        for name, entry in self.feedback.tasks.items():
+        for entry in self.feedback.tasks.values():
             entry.task.fit(all_features(entry.task, backbone, "head"))
+
+    def _look_at_heldout(self, backbone: Backbone) -> None:
+        for name, entry in self.feedback.tasks.items():
             self.heldout_losses[name] = whole_loss(entry.task, backbone, "heldout")
 
     @property

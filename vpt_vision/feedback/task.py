@@ -65,3 +65,4 @@ class Feedback:
     normalise: bool = True  # bring every task's gradient to one length before weighing it
     ema: float = 0.9  # decay of the gradients' moving averages
     refit_every: int = 1  # gradients taken between two fits of the heads
+    heldout_every: int = 1  # fits between two looks at the held-out loss
