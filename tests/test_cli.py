@@ -222,10 +222,49 @@ def test_probing_what_is_not_there(fails, config_file, tmp_path):
     assert "holds no checkpoint" in fails("eval", "knn", str(tmp_path), "--config", config_file)
     assert "nearest name" in fails("eval", "knn", "vit_tiny_patch16_223", "--config", config_file)
     assert "give --config" in fails("eval", "knn", "vit_tiny_patch16_224")
-    assert "there.pt" in fails("eval", "knn", str(tmp_path / "there.pt"), "--config", config_file)
+    there = str(tmp_path / "there.pt")
+    for command in (
+        ["eval", "knn", there, "--config", config_file],
+        ["eval", "knn", there],
+        ["eval", "knn", str(tmp_path / "runs" / "typo")],
+        ["value", "probe", there],
+        ["value", "probe", str(tmp_path / "typo")],
+    ):
+        assert f"{command[2]}" in (told := fails(*command)) and "does not exist" in told
+        assert "delete" not in told and "evaluation" not in told
     assert "there.safetensors" in fails(
         "eval", "knn", str(tmp_path / "there.safetensors"), "--config", config_file
     )
+
+
+def test_numbers_out_of_range_are_refused_as_they_are_read(config_file, capsys):
+    for words in (
+        ["oracle", config_file, "--steps", "-1"],
+        ["oracle", config_file, "--middle", "-5"],
+        ["probe", "run", "--permutations", "-1"],
+        ["probe", "run", "--learning-rate", "nan"],
+        ["probe", "run", "--learning-rate", "-1"],
+        ["probe", "run", "--learning-rate", "0"],
+        ["probe", "run", "--spread", "inf"],
+        ["probe", "run", "--spread", "-1"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["value", *words])
+        assert ended.value.code == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert f"argument {words[-2]}: {words[-1]} is not" in told
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(fails, config_file, tmp_path, monkeypatch):
+    """The photo, the run and its data are never read: they are not there."""
+    (tmp_path / "file").touch()
+    inside = str(tmp_path / "file" / "x")
+    assert "file is not a folder" in fails("value", "oracle", config_file, "--markdown", inside)
+    assert "it is a folder" in fails("value", "oracle", config_file, "--markdown", str(tmp_path))
+    assert "file is not a folder" in fails("report", "nowhere", "--output", inside)
+    for picture in ("attention", "pca", "neighbours"):
+        assert "file is not a folder" in fails("viz", picture, "nowhere", "no.jpg", "--output", inside)
+    assert "file is not a folder" in fails("value", "probe", str(tmp_path), "--picture", inside)
 
 
 def test_a_demo_of_a_fixed_designer_is_refused(fails, config_file):

@@ -59,6 +59,21 @@ def test_all_problems_are_told_at_once():
         assert where in told
 
 
+def test_an_item_that_is_wrong_is_one_problem_and_an_empty_list_another():
+    told = errors_of(SMALL, ["designer={kind: learned, surfaces: [crop]}"])
+    assert "1 problem:" in told and "designer.surfaces.0: input should be 'crops'" in told
+    told = errors_of(SMALL, ["designer={kind: learned, surfaces: []}"])
+    assert "1 problem:" in told and "at least 1 item" in told
+
+
+def test_sentences_of_ours_are_told_without_pydantics_words():
+    feedback = "feedback={source: {kind: fashion_scenes, split: feedback, count: 9}}"
+    told = errors_of(SMALL, [feedback, "value.batch=64"])
+    assert told.splitlines()[1].startswith("  value.batch 64 is above batch_size 4: ")
+    told = errors_of(SMALL, ["data.train.garments=[3, 1]"])
+    assert told.splitlines()[1].startswith("  data.train: garments: the range 3 to 1 is empty")
+
+
 def test_a_missing_key_is_named():
     told = errors_of({key: value for key, value in SMALL.items() if key != "data"})
     assert "data: required, and not given" in told

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vpt_vision.commands.compare import add_compare
 from vpt_vision.commands.eval import add_eval
-from vpt_vision.commands.parsing import Commands, add_command, positive
+from vpt_vision.commands.parsing import Commands, add_command, non_negative, positive
 from vpt_vision.commands.report import add_report
 from vpt_vision.commands.value import add_value
 from vpt_vision.commands.viz import add_viz
@@ -226,7 +226,7 @@ def _takes_source(command: argparse.ArgumentParser) -> None:
 def _takes_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workers",
-        type=int,
+        type=non_negative,
         default=os.cpu_count() or 1,
         help="processes at work (default: one for each core; 0: none but this one)",
     )

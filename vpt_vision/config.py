@@ -171,7 +171,14 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 
 def _told(error: ValidationError, name: str, root: Any) -> UserError:
     """All that is wrong with settings of the type `root`, called `name`."""
-    problems = [_sentence(details, root) for details in error.errors()]
+    found = error.errors()
+    # Items that are wrong are left out before the rest is counted, so their list then seems too short.
+    places = {details["loc"][:depth] for details in found for depth in range(len(details["loc"]))}
+    problems = [
+        _sentence(details, root)
+        for details in found
+        if details["type"] != "too_short" or details["loc"] not in places
+    ]
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     return UserError(f"{name} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
 
@@ -194,6 +201,9 @@ def _sentence(details: Any, root: Any) -> str:
         return f"{where}: required, and not given."
     got = details.get("input")
     shown = "" if isinstance(got, (Mapping, BaseModel)) else f" (got {got!r})"
+    if details["type"] == "value_error":  # one of our own sentences
+        said = str(details["ctx"]["error"])
+        return f"{where}: {said}{shown}." if path else f"{said}{shown}."
     return f"{where}: {details['msg'][0].lower()}{details['msg'][1:]}{shown}."
 
 

@@ -57,6 +57,15 @@ def load_backbone(source: str | Path, *, network: Network = "teacher", weights: 
     return backbone.eval()
 
 
+def expect_model(source: str | Path) -> None:
+    """Raise `UserError` where `source` is neither there nor the name of a timm model."""
+    if not Path(source).exists() and not timm.is_model(str(source)):
+        raise UserError(
+            f"'{source}' does not exist, and timm has no model of that name: name a run's folder, a "
+            "checkpoint (.pt), a backbone (.safetensors) or a timm model."
+        )
+
+
 def config_of(source: str | Path) -> RunConfig | None:
     """The config of the run that `source` is or came from; None where it tells of none."""
     path = Path(source)

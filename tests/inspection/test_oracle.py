@@ -169,7 +169,7 @@ def test_tables_say_what_was_answered(answered):
 
 
 def test_the_command(run, tmp_path, capsys):
-    table = tmp_path / "oracle.md"
+    table = tmp_path / "tables" / "oracle.md"  # a folder that is not there yet
     config = str(run / "config.yaml")
     options = ["--surfaces", "photometrics", "--batches", "1", "--permutations", "2", "--steps", "0"]
     command = [

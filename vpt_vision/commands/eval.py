@@ -13,7 +13,7 @@ from vpt_vision.commands.parsing import Commands, add_command, names_model
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.probes import Probe, probe, summary
-from vpt_vision.loading import config_of, load_encoder, renderer_for
+from vpt_vision.loading import config_of, expect_model, load_encoder, renderer_for
 from vpt_vision.training.trainer import resolve_device
 
 PURPOSES: dict[Probe, str] = {
@@ -77,6 +77,7 @@ def evaluation_config(options: argparse.Namespace) -> RunConfig:
     """The config that names the probes' data: the one asked for, else the model's own."""
     if options.config is not None:
         return load_config(options.config, options.overrides)
+    expect_model(options.model)
     config = config_of(options.model)
     if config is None:
         raise UserError(

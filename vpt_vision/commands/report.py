@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vpt_vision.commands.parsing import Commands, add_command
 from vpt_vision.evaluation.run_report import write_run_report
+from vpt_vision.files import expect_writable
 
 
 def add_report(commands: Commands) -> None:
@@ -27,6 +28,8 @@ def add_report(commands: Commands) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     path = options.output or options.runs[0] / "report.html"
+    if options.output is not None:
+        expect_writable(path)
     for sentence in write_run_report(options.runs, path, probes=not options.no_probes):
         print(sentence)
     print(f"The page is {path}.")

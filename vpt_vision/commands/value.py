@@ -9,10 +9,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vpt_vision.commands.parsing import Commands, add_command, positive
+from vpt_vision.commands.parsing import (
+    Commands,
+    add_command,
+    non_negative,
+    non_negative_float,
+    positive,
+    positive_float,
+)
 from vpt_vision.config import RunConfig, load_config
 from vpt_vision.designers import FixedDesigner
 from vpt_vision.errors import UserError
+from vpt_vision.files import expect_writable, writing
 from vpt_vision.inspection.branch import Branch, branch_of, state_of
 from vpt_vision.inspection.fidelity import measure_fidelity
 from vpt_vision.inspection.fidelity_report import FidelityReport
@@ -63,7 +71,7 @@ def _add_oracle(commands: Commands) -> None:
     )
     oracle.add_argument(
         "--middle",
-        type=int,
+        type=non_negative,
         help="mid-run without --checkpoint: steps to train by the recipe first (default: a quarter of the "
         "run's, at most 100; 0: ask at the start alone)",
     )
@@ -73,7 +81,9 @@ def _add_oracle(commands: Commands) -> None:
     oracle.add_argument(
         "--permutations", type=positive, default=32, help="u's of permuted labels, at least 2 (default: 32)"
     )
-    oracle.add_argument("--steps", type=int, default=16, help="of each short run; 0 for none (default: 16)")
+    oracle.add_argument(
+        "--steps", type=non_negative, default=16, help="of each short run; 0 for none (default: 16)"
+    )
     oracle.add_argument(
         "--repeats", type=positive, default=4, help="short runs of each task, at least 2 (default: 4)"
     )
@@ -92,6 +102,8 @@ def _oracle(options: argparse.Namespace) -> int:
     for name in ("permutations", "repeats"):
         if getattr(options, name) < 2:
             raise UserError(f"a spread needs two or more: raise --{name}.")
+    if options.markdown is not None:
+        expect_writable(options.markdown)
     config = load_config(options.config, options.overrides)
     branch = Branch(config)
     middle = min(100, config.steps // 4) if options.middle is None else options.middle
@@ -119,10 +131,11 @@ def _oracle(options: argparse.Namespace) -> int:
         )
     report = OracleReport(oracle)
     Console().print(report)
-    if options.markdown is not None:
-        options.markdown.write_text(report.markdown(), encoding="utf-8")
     if options.json:
         print(json.dumps(report.summary()))
+    if options.markdown is not None:  # last: what was measured is told even if the disk is full
+        with writing(options.markdown) as part:
+            part.write_text(report.markdown(), encoding="utf-8")
     return 0
 
 
@@ -156,7 +169,7 @@ def _add_probe(commands: Commands) -> None:
     probe.add_argument("--tasks", type=positive, default=64, help="tasks to sample (default: 64)")
     probe.add_argument(
         "--spread",
-        type=float,
+        type=non_negative_float,
         default=0.5,
         help="root mean square of what is added to the designer's outputs for each of them (default: 0.5; 0: "
         "only batches and random numbers differ)",
@@ -165,10 +178,15 @@ def _add_probe(commands: Commands) -> None:
         "--examples", type=positive, default=1024, help="most examples of a split (default: 1024)"
     )
     probe.add_argument(
-        "--permutations", type=int, default=8, help="u's of permuted labels, the control (default: 8)"
+        "--permutations",
+        type=non_negative,
+        default=8,
+        help="u's of permuted labels, the control (default: 8)",
     )
     probe.add_argument(
-        "--learning-rate", type=float, help="of the steps (default: the highest of the run's schedule)"
+        "--learning-rate",
+        type=positive_float,
+        help="of the steps (default: the highest of the run's schedule)",
     )
     probe.add_argument("--picture", type=Path, help=f"PNG to draw (default: {PICTURE} in the run's folder)")
     probe.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -185,6 +203,8 @@ def _probe(options: argparse.Namespace) -> int:
         options.picture or (options.source if options.source.is_dir() else options.source.parent) / PICTURE
     )
     console = Console(stderr=True)
+    if options.source.exists():
+        expect_writable(picture)
     branch = branch_of(options.source, options.overrides, learning_rate=options.learning_rate)
     with console.status("fitting heads") as status:
         fidelity = measure_fidelity(
@@ -196,9 +216,11 @@ def _probe(options: argparse.Namespace) -> int:
             progress=lambda done: status.update(f"{done} of {options.tasks} steps"),
         )
     report = FidelityReport(fidelity)
-    report.draw(picture)
     Console().print(report)
-    print(f"Scatter plots are in {picture}.")
-    if options.json:
-        print(json.dumps(report.summary()))
+    try:
+        report.draw(picture)
+        print(f"Scatter plots are in {picture}.")
+    finally:  # what was measured is told even if the disk is full
+        if options.json:
+            print(json.dumps(report.summary()))
     return 0

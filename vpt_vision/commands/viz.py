@@ -37,6 +37,7 @@ from vpt_vision.evaluation.run_designers import (
     sets_its_task_alone,
     tasks_of,
 )
+from vpt_vision.files import expect_writable
 from vpt_vision.learner import Backbone
 from vpt_vision.loading import config_of, load_encoder, native_size, renderer_for
 from vpt_vision.task import Renderer
@@ -143,11 +144,12 @@ def _designer(options: argparse.Namespace) -> int:
             f"the designer of {run} controls {', '.join(sorted(newest.surfaces))}, neither crops nor masks: "
             "there is nothing to map. vpt report draws its curves."
         )
+    picture = options.output or run / "coverage.png"
+    expect_writable(picture)
     pictured = _pictured(options, config)
     moments = {"fixed recipe": coverage(recipe_of(config), pictured, options.draws, config.seed)}
     for step, designer in designers.items():
         moments[f"step {step:,}"] = coverage(designer, pictured, options.draws, config.seed)
-    picture = options.output or run / "coverage.png"
     coverage_maps(
         pictured, moments, picture, title=f"Where crops and masks fall: {run.resolve().name}", kinds=kinds
     )
@@ -160,24 +162,25 @@ def _tasks(options: argparse.Namespace) -> int:
     if state is None:
         raise UserError(f"{source} holds no checkpoint of a run: name a run's folder, or wait for its first.")
     config = _config_of(source)
-    pictured = _pictured(options, config)
     picture = options.output or (source if source.is_dir() else source.parent) / "tasks.png"
+    expect_writable(picture)
+    pictured = _pictured(options, config)
     crops_and_masks(pictured.images, tasks_of(state, pictured), picture, renderer=config.renderer())
     return _told(picture, pictured)
 
 
 def _attention(options: argparse.Namespace) -> int:
+    picture = _picture(options, "attention.png")
     seen = _seen(options)
     attended = attention(seen.encoder, seen.pictured, renderer=seen.renderer, size=seen.size)
-    picture = _picture(options, "attention.png")
     title = f"Attention of the class token: {seen.name}"
     attention_maps(attended, seen.pictured, picture, title=title)
     return _told(picture, seen.pictured)
 
 
 def _pca(options: argparse.Namespace) -> int:
-    seen = _seen(options)
     picture = _picture(options, "pca.png")
+    seen = _seen(options)
     patch_pca(
         {seen.name: seen.encoder}, seen.pictured.images, picture, renderer=seen.renderer, size=seen.size
     )
@@ -185,6 +188,7 @@ def _pca(options: argparse.Namespace) -> int:
 
 
 def _neighbours(options: argparse.Namespace) -> int:
+    picture = _picture(options, "neighbours.png")
     seen = _seen(options)
     config = config_of(options.model)
     if options.among is not None:
@@ -204,7 +208,6 @@ def _neighbours(options: argparse.Namespace) -> int:
         cache=None if options.no_cache or kept is None else FeatureCache(kept),
     )
     found = neighbours(extractor, gallery, seen.pictured, count=options.nearest, size=seen.size)
-    picture = _picture(options, "neighbours.png")
     title = f"Nearest neighbours: {seen.name}"
     neighbours_sheet(found, gallery, seen.pictured, picture, title=title)
     return _told(picture, seen.pictured)
@@ -268,10 +271,15 @@ def _pictured(options: argparse.Namespace, config: RunConfig) -> Pictured:
 
 
 def _picture(options: argparse.Namespace, name: str) -> Path:
-    """Where to draw: where it is asked for, in the run's folder, beside the file, or here."""
+    """Where to draw: where it is asked for, in the run's folder, beside the file, or here.
+
+    Raises `UserError` where nothing can be written there.
+    """
     path = Path(options.model)
     beside = path if path.is_dir() else path.parent if path.is_file() else Path()
-    return options.output or beside / name
+    picture: Path = options.output or beside / name
+    expect_writable(picture)
+    return picture
 
 
 def _told(picture: Path, pictured: Pictured) -> int:

@@ -14,10 +14,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from vpt_vision.evaluation.pictures.style import FAINT, INK
+from vpt_vision.files import writing
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
-    """Fill `template` of the package and write it to `path`, whole or not at all."""
+    """Fill `template` of the package and write it to `path`; raises `UserError` where it cannot."""
     environment = Environment(
         loader=PackageLoader("vpt_vision.evaluation", "templates"),
         autoescape=True,
@@ -26,10 +27,8 @@ def write_page(path: Path, template: str, **context: Any) -> None:
         lstrip_blocks=True,
     )
     text = environment.get_template(template).render(**context)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def inline_png(picture: bytes, alt: str) -> Markup:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vpt_vision.evaluation.result import Interval, ProbeResult, paired
+from vpt_vision.files import writing
 
 _NOTE = (
     "Brackets hold bootstrap 95 % intervals over the test images of one training seed; differences are "
@@ -56,9 +57,9 @@ class Report:
         return "# Probes\n\n" + "".join(parts) + f"\n{_NOTE}\n"
 
     def save(self, path: Path) -> None:
-        """Write `markdown()` to `path`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.markdown(), encoding="utf-8")
+        """Write `markdown()` to `path`; raises `UserError` where it cannot."""
+        with writing(path) as part:
+            part.write_text(self.markdown(), encoding="utf-8")
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []

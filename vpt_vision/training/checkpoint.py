@@ -64,7 +64,9 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; raises `UserError` where the file is not one."""
+    """Read a checkpoint onto the CPU; raises `UserError` where the file is missing or not one."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a run's output folder, or a checkpoint (.pt).")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen unrelated types on a damaged file

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vpt_vision.files import writing
+
 # Okabe & Ito's palette (2008), told apart under every common colour blindness; yellow is left out because
 # it does not stand out from a white page.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -37,6 +39,6 @@ def picture_only(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `figure` to `path` as a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=150)
+    """Write `figure` to `path` as a PNG, making its folder; raises `UserError` where it cannot."""
+    with writing(path) as part:
+        figure.savefig(part, format="png", dpi=150)
