@@ -28,13 +28,15 @@ def expect_writable(path: Path) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """Give a file to write, which becomes `path` at the end; missing folders are made.
 
+    Processes that write the same file at once do not meddle: the last one's stands.
+
     A link, or what is no plain file, such as /dev/stdout, is written to directly.
 
     Raises:
         UserError: it cannot be written; a plain file is then as it was, or not there.
     """
     plain = not path.is_symlink() and (path.is_file() or not path.exists())
-    part = path.with_name(path.name + ".part") if plain else path
+    part = path.with_name(f"{path.name}.{os.getpid()}.part") if plain else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

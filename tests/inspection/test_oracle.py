@@ -213,10 +213,14 @@ def test_recipes_are_asked_about_by_name(run, capsys):
         assert "changes to keys of 'recipe'" in capsys.readouterr().err
 
 
-def test_bad_input_is_told(run, tmp_path, capsys, config):
+def test_bad_input_is_told(run, tmp_path, capsys, config, monkeypatch):
     path = str(run / "config.yaml")
     assert main(["value", "oracle", path, "--repeats", "1"]) == 2
     assert "raise --repeats" in capsys.readouterr().err
+    with monkeypatch.context() as unasked:  # a checkpoint that is not there is told before the work
+        unasked.setattr("vpt_vision.commands.value.ask_oracle", lambda *args, **kwargs: pytest.fail("asked"))
+        assert main(["value", "oracle", path, "--checkpoint", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt does not exist" in capsys.readouterr().err
     narrow = "learner.backbone.options={patch_size: 8, embed_dim: 16, depth: 3, num_heads: 2, img_size: 24}"
     assert (
         main(

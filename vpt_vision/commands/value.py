@@ -105,12 +105,13 @@ def _oracle(options: argparse.Namespace) -> int:
     if options.markdown is not None:
         expect_writable(options.markdown)
     config = load_config(options.config, options.overrides)
+    state = None if options.checkpoint is None else state_of(options.checkpoint)
     branch = Branch(config)
     middle = min(100, config.steps // 4) if options.middle is None else options.middle
 
     def later() -> Branch:
-        if options.checkpoint is not None:
-            return Branch(config, state_of(options.checkpoint))
+        if state is not None:
+            return Branch(config, state)
         recipe = FixedDesigner(config.recipe, branch.backbone.patch_size).to(branch.trainer.device)
         branch.advance(middle, recipe)
         return branch
@@ -126,7 +127,7 @@ def _oracle(options: argparse.Namespace) -> int:
                 for given, towards in ((options.good, 1), (options.bad, -1))
                 for said in given
             ],
-            later=later if options.checkpoint is not None or middle > 0 else None,
+            later=later if state is not None or middle > 0 else None,
             progress=status.update,
         )
     report = OracleReport(oracle)
