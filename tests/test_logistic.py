@@ -28,11 +28,12 @@ def objective(fit, features, labels, l2):
     return -chosen.mean() + l2 / 2 * (fit.weight.double() * deviation).square().sum()
 
 
+@pytest.mark.parametrize("conditioned", [False, True])
 @settings(max_examples=12, deadline=None)
 @given(st.integers(30, 120), st.integers(1, 9), st.integers(2, 5), st.floats(1e-3, 1.0), st.integers(0, 99))
-def test_agrees_with_scikit_learn(samples, width, classes, l2, seed):
+def test_agrees_with_scikit_learn(conditioned, samples, width, classes, l2, seed):
     features, labels = problem(samples, width, classes, seed)
-    fit = fit_logistic(features, labels, classes, l2=l2)
+    fit = fit_logistic(features, labels, classes, l2=l2, conditioned=conditioned)
 
     scaler = StandardScaler().fit(features.double().numpy())
     # Of two classes scikit-learn fits one vector w, ours two that settle at ± w/2: half the penalty on w.
@@ -43,9 +44,10 @@ def test_agrees_with_scikit_learn(samples, width, classes, l2, seed):
     torch.testing.assert_close(fit(features).softmax(1).double(), expected, atol=2e-4, rtol=2e-3)
 
 
-def test_gradient_of_the_objective_is_zero_at_the_fit():
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_gradient_of_the_objective_is_zero_at_the_fit(conditioned):
     features, labels = problem(200, 12, 6, seed=3)
-    fit = fit_logistic(features, labels, 6, l2=1e-2)
+    fit = fit_logistic(features, labels, 6, l2=1e-2, conditioned=conditioned)
     free = LinearMap(fit.weight.double().requires_grad_(), fit.bias.double().requires_grad_())
     gradients = torch.autograd.grad(objective(free, features, labels, 1e-2), free)
     deviation = features.double().std(0, correction=0)
@@ -58,6 +60,8 @@ def test_start_changes_time_not_result():
     cold = fit_logistic(features, labels, 4, l2=1e-2)
     warm = fit_logistic(features, labels, 4, l2=1e-2, start=LinearMap(torch.randn(4, 8), torch.randn(4)))
     torch.testing.assert_close(warm(features).softmax(1), cold(features).softmax(1), atol=1e-4, rtol=1e-3)
+    there = fit_logistic(features, labels, 4, l2=1e-2, start=cold, iterations=1, conditioned=True)
+    torch.testing.assert_close(there(features), cold(features), atol=1e-4, rtol=1e-4)
     # Starting at the optimum, no iteration is needed: the fit comes back as it was.
     again = fit_logistic(features, labels, 4, l2=1e-2, start=cold, tolerance=1e-5, iterations=1)
     torch.testing.assert_close(again.weight, cold.weight, atol=1e-5, rtol=1e-4)

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
 from vpt_vision.evaluation.cache import CacheConfig, FeatureCache
 from vpt_vision.evaluation.extraction import Extractor
@@ -77,6 +78,30 @@ def test_code_that_changed_under_the_same_weights_is_noticed(backbone, source, c
     assert found.seconds is not None
     assert "does not hold what the encoder gives" in caplog.text
     assert pooled(backbone, source, cache).seconds is None  # the entry was written anew
+
+
+class Sized(nn.Module):
+    """Has no weights, so that nothing in its state tells how large its features are."""
+
+    patch_size = 4
+
+    def __init__(self, cls, patches):
+        super().__init__()
+        self.sizes = cls, patches
+
+    def forward(self, images):
+        mean = images.mean((1, 2, 3))[:, None]
+        cls, patches = self.sizes
+        return mean.expand(-1, cls), mean[:, None].expand(-1, (images.shape[-1] // 4) ** 2, patches)
+
+
+@pytest.mark.parametrize("sizes", [(6, 3), (5, 4)])
+def test_features_of_another_size_are_noticed_where_no_weight_tells(source, cache, caplog, sizes):
+    pooled(Sized(5, 3), source, cache)
+    found = pooled(Sized(*sizes), source, cache)
+    assert found.seconds is not None and "a shape of [" in caplog.text
+    assert (found.features.block_cls.shape[-1], found.features.mean_patch.shape[-1]) == sizes
+    assert pooled(Sized(*sizes), source, cache).seconds is None
 
 
 def test_a_damaged_entry_is_extracted_anew(backbone, source, cache, caplog):

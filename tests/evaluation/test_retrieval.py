@@ -1,13 +1,15 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.features import ProbeFeatures
-from vpt_vision.evaluation.retrieval import retrieval
+from vpt_vision.evaluation.retrieval import average_precision, retrieval
 
 
 def features(count, classes, seed):
@@ -55,3 +57,11 @@ def test_queries_without_a_right_image_do_not_count():
     database, queries = features(20, 3, 0), features(6, 3, 1)
     strange = replace(queries, labels=torch.tensor([0, 9, 1, 9, 2, 0]))
     assert retrieval(database, strange).index.tolist() == [0, 2, 4, 5]
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1))
+def test_equal_scores_are_retrieved_together_as_scikit_learn_has_it(rows):
+    scores, right = (np.array(column) for column in zip(*rows, strict=True))
+    assume(right.any())
+    expected = average_precision_score(right, scores)
+    assert average_precision(scores.astype(np.float32), right) == pytest.approx(expected, abs=1e-12)

@@ -21,7 +21,8 @@ PURPOSES: dict[Probe, str] = {
     "linear": "A grid of linear classifiers by SGD, DINOv2's protocol, the best picked on validation.",
     "logistic": "Logistic regression fitted to convergence: accuracy and cross-entropy.",
     "few_shot": "Logistic regression on a few images of each class, over several draws, MSN's protocol.",
-    "retrieval": "Rank the train images by similarity to each test image: mean average precision.",
+    "retrieval": "Rank the train images by similarity to each test image; those of its class are right: mean "
+    "average precision.",
     "segmentation": "Batch norm and a linear layer on patches, sliding window: mIoU; for ADE20K set "
     "evaluation.segmentation.reduce_zero_label=true.",
     "depth": "A linear layer on patches: RMSE, absolute relative error and δ1, with Eigen's crops.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -91,7 +91,7 @@ class Extractor:
             return {field.name: getattr(found, field.name) for field in fields(found)}
 
         view = {"kind": "pooled", "size": size, "blocks": reached, "labelled": labelled}
-        tensors, seconds = self.through_cache(source, view, fresh, canary="block_cls")
+        tensors, seconds = self.through_cache(source, view, fresh, canaries=("block_cls", "mean_patch"))
         return Extracted(ProbeFeatures(**tensors), len(tensors["index"]), seconds)
 
     def dense(
@@ -114,7 +114,7 @@ class Extractor:
             return {field.name: getattr(found, field.name) for field in fields(found)}
 
         view = {"kind": kind, "size": size, "stride": stride}
-        tensors, seconds = self.through_cache(source, view, fresh, canary="patches")
+        tensors, seconds = self.through_cache(source, view, fresh, canaries=("patches", "cls"))
         return Extracted(DenseFeatures(**tensors), len(tensors["index"]), seconds)
 
     def through_cache(
@@ -123,7 +123,7 @@ class Extractor:
         view: Mapping[str, object],
         fresh: Callable[[Source], dict[str, Tensor]],
         *,
-        canary: str,
+        canaries: Sequence[str],
     ) -> tuple[dict[str, Tensor], float | None]:
         """What `fresh` gives of `source`, from the cache where it is there.
 
@@ -131,7 +131,8 @@ class Extractor:
             source: what to read.
             view: all that `fresh` depends on besides the encoder, the renderer, the precision and the source.
             fresh: makes the tensors; `index` among them holds each image's number.
-            canary: the tensor by whose first row, that of `index[0]`, an entry is compared with the encoder.
+            canaries: the tensors by whose first rows, of image `index[0]`, an entry is compared with what the
+                encoder gives now.
 
         Returns:
             The tensors, and the seconds it took to make them, None if they were kept.
@@ -140,15 +141,14 @@ class Extractor:
         if self.cache is not None and key is not None:
             kept = self.cache.read(key)
             if kept is not None:
-                again = fresh(Subset(source, [int(kept["index"][0])]))[canary][0].double()
-                error = (kept[canary][0].double() - again).norm() / again.norm().clamp_min(1e-12)
-                if error < TOLERANCE:
+                again = fresh(Subset(source, [int(kept["index"][0])]))
+                doubts = [_disagreement(kept[name][0], again[name][0]) for name in canaries]
+                if not any(doubts):
                     return kept, None
                 _LOG.warning(
-                    "%s does not hold what the encoder gives (relative error %.2g): its features are "
-                    "extracted anew",
+                    "%s does not hold what the encoder gives (%s): its features are extracted anew",
                     self.cache.path(key),
-                    error,
+                    next(filter(None, doubts)),
                 )
         started = time.perf_counter()
         made = fresh(source)
@@ -175,3 +175,12 @@ class Extractor:
     @cached_property
     def _digest(self) -> str:
         return digest_of_module(self.encoder)
+
+
+def _disagreement(kept: Tensor, fresh: Tensor) -> str | None:
+    """How an image's kept features differ from fresh ones by more than devices do; None where they do not."""
+    if kept.shape != fresh.shape:
+        return f"a shape of {list(kept.shape)}, and not of {list(fresh.shape)}"
+    again = fresh.double()
+    error = ((kept.double() - again).norm() / again.norm().clamp_min(1e-12)).item()
+    return None if error < TOLERANCE else f"relative error {error:.2g}"

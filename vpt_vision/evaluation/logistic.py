@@ -60,7 +60,9 @@ def logistic_probe(
     best, best_l2, best_loss, accuracy = None, 0.0, float("inf"), 0.0
     start: LinearMap | None = None
     for l2 in sorted(config.l2_grid, reverse=True):  # each solution is a good start for the next, looser one
-        start = fit_logistic(inputs[~heldout], labels[~heldout], classes, l2=l2, start=start)
+        start = fit_logistic(
+            inputs[~heldout], labels[~heldout], classes, l2=l2, start=start, conditioned=True
+        )
         loss = _cross_entropy(start, inputs[heldout], labels[heldout]).mean().item()
         if loss < best_loss:
             best, best_l2, best_loss = start, l2, loss
@@ -71,7 +73,7 @@ def logistic_probe(
             best_l2,
         )
 
-    classifier = fit_logistic(inputs, labels, classes, l2=best_l2, start=best)
+    classifier = fit_logistic(inputs, labels, classes, l2=best_l2, start=best, conditioned=True)
     test_inputs, test_labels = _inputs(test, config).to(device), test.labels.to(device)
     return ProbeResult.of_classes(
         f"logistic regression, {_NAMES[config.features]}",

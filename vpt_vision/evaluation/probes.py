@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
@@ -18,12 +19,20 @@ from vpt_vision.evaluation.encoder import device_of, patch_size_of
 from vpt_vision.evaluation.extraction import Extracted, Extractor
 from vpt_vision.evaluation.features import Precision, ProbeFeatures, Reading
 from vpt_vision.evaluation.few_shot import FewShotConfig, few_shot
+from vpt_vision.evaluation.ground_truth import read_ground_truth
 from vpt_vision.evaluation.knn import knn
 from vpt_vision.evaluation.linear import LinearProbeConfig, linear_probe
 from vpt_vision.evaluation.logistic import LogisticProbeConfig, logistic_probe
 from vpt_vision.evaluation.online import OnlineConfig
 from vpt_vision.evaluation.result import ProbeResult
 from vpt_vision.evaluation.retrieval import retrieval
+from vpt_vision.evaluation.revisited import (
+    QueryBoxes,
+    RetrievalConfig,
+    find_images,
+    instance_retrieval,
+    rows_of,
+)
 from vpt_vision.evaluation.segmentation import SegmentationConfig, segmentation_probe
 from vpt_vision.schema import Config
 from vpt_vision.task import Renderer
@@ -58,6 +67,7 @@ class EvaluationConfig(Config):
     linear: LinearProbeConfig = LinearProbeConfig()
     logistic: LogisticProbeConfig = LogisticProbeConfig()
     few_shot: FewShotConfig = FewShotConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     depth: DepthConfig = DepthConfig()
     online: OnlineConfig | None = Field(None, description="probes of the teacher while it trains")
@@ -77,7 +87,7 @@ def probe(
     """Run `probes` on frozen features of `encoder`, where its weights lie.
 
     Features are extracted once for all of them, or come from the cache. kNN gives one result per k,
-    few-shot one per number of shots, the others one.
+    few-shot one per number of shots, instance retrieval one per protocol, the others one.
 
     Args:
         encoder: see `vpt_vision.evaluation.encoder.Encoder`.
@@ -119,7 +129,8 @@ class _Running:
             case "few_shot":
                 return few_shot(*self._pooled, config.few_shot)
             case "retrieval":
-                return [retrieval(*self._pooled)]
+                path = config.retrieval.ground_truth
+                return [retrieval(*self._pooled)] if path is None else self._instances(path)
             case "segmentation":
                 size = config.segmentation.window(self.encoder, config.image_size)
                 train, test = self._dense(config.segmentation, "segmentation", size)
@@ -140,6 +151,22 @@ class _Running:
             )
         )
         return train, test
+
+    def _instances(self, path: Path) -> list[ProbeResult]:
+        truth = read_ground_truth(path)
+        size, images = self.config.image_size, self.config.retrieval.images or self.config.train
+        small, full = build_source(images, self.config.shorter_side()), build_source(images)
+        database = find_images(small, truth.imlist)
+        boxes = QueryBoxes(full, find_images(full, truth.qimlist), [judged.bbx for judged in truth.gnd])
+        whole, queries = (
+            _told(self.extractor.pooled(source, size, blocks=1, labelled=False), what)
+            for what, source in (("database", small), ("query", boxes))
+        )
+        return instance_retrieval(
+            rows_of(whole, database, truth.imlist),
+            rows_of(queries, range(len(boxes)), truth.qimlist),
+            truth,
+        )
 
     def _dense(self, dense: DenseConfig, kind: MapKind, size: int) -> tuple[DenseFeatures, DenseFeatures]:
         stride = max(1, round(dense.stride * size))
