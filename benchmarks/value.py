@@ -112,7 +112,7 @@ def period_of(trainer: Trainer) -> int:
     """Value steps until all that not every one does has been done equally often."""
     assert trainer.value_step is not None
     feedback = trainer.value_step.feedback_gradient.feedback
-    return math.lcm(trainer.value_step.config.guard.every or 1, feedback.refit_every * feedback.heldout_every)
+    return math.lcm(trainer.value_step.config.guard.every or 1, feedback.every * feedback.heldout_every)
 
 
 def take_turns(fixed: Trainer, designed: Trainer, batches: Iterator[Batch], steps: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ TINY = [
     "feedback.meta_size=40",
     "feedback.heldout_size=20",
     "feedback.batch=8",
+    "feedback.every=1",
     "feedback.heldout_every=2",
     "value.batch=4",
     "value.guard.every=1",

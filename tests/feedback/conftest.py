@@ -68,7 +68,7 @@ def make_gradient(make_feedback: Callable[..., ClassificationFeedback]) -> Calla
     """Return a maker of u's of one classification task; settings go to the part that has them."""
 
     def make(splits: Splits | None = None, tail_blocks: int = 2, **settings: object) -> FeedbackGradient:
-        own = {key: settings.pop(key) for key in ("ema", "refit_every", "heldout_every") if key in settings}
+        own = {key: settings.pop(key) for key in ("ema", "every", "heldout_every") if key in settings}
         task = make_feedback(**({} if splits is None else {"splits": splits}), **settings)
         entry = WeightedTask(task, batch=task.config.batch)
         return FeedbackGradient(Feedback({"classes": entry}, **own), tail_blocks)

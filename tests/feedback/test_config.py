@@ -43,9 +43,9 @@ def build(config):
 
 
 def test_one_task_may_stand_by_itself():
-    short = FeedbackConfig.model_validate({**SIZES, "refit_every": 3, "l2": 0.5})
+    short = FeedbackConfig.model_validate({**SIZES, "every": 3, "l2": 0.5})
     assert short == FeedbackConfig.model_validate(
-        {"tasks": {"classification": {**SIZES, "l2": 0.5}}, "refit_every": 3}
+        {"tasks": {"classification": {**SIZES, "l2": 0.5}}, "every": 3}
     )
     assert FeedbackConfig.model_validate(short.model_dump(mode="json")) == short
     assert list(FeedbackConfig.model_validate({**SIZES, "kind": "depth"}).tasks) == ["depth"]
@@ -117,7 +117,7 @@ def test_a_run_with_several_tasks_resumes_exactly(tiny_settings, tmp_path):
 
     sizes = {**SIZES, "source": tiny_settings["feedback"]["source"]}
     several = {"tasks": {name: {**task, **sizes} for name, task in SEVERAL["tasks"].items()}}
-    settings = {**tiny_settings, "feedback": {**several, "refit_every": 2}, "steps": 6}
+    settings = {**tiny_settings, "feedback": {**several, "every": 2}, "steps": 6}
     whole = train(settings, [f"output={tmp_path / 'whole'}"])
     halves = Trainer(load_config(settings, [f"output={tmp_path / 'halves'}"]))
     step, trained = halves.train_step, []

@@ -22,7 +22,7 @@ def hostile_settings(tiny_settings):
         "surfaces": ["crops", "photometrics", "masks", "mask_ratio", "targets"],
         "learning_rate": 10.0,
     }
-    tiny_settings["feedback"] |= {"labels": "permuted", "meta_size": 8, "batch": 8, "refit_every": 4}
+    tiny_settings["feedback"] |= {"labels": "permuted", "meta_size": 8, "batch": 8}
     tiny_settings["value"] |= {"every": 1, "burn_in": 2, "pace": "full"}
     tiny_settings["log"] = {"every": 1, "tensorboard": False}
     return tiny_settings

@@ -74,11 +74,11 @@ class FeedbackConfig(Config):
     labels: Literal["given", "permuted"] = Field(
         "given", description="permuted: a control, labels are dealt anew among the images of each split"
     )
-    refit_every: int = Field(
+    every: int = Field(
         1,
         ge=1,
-        description="feedback gradients taken between two fits of the heads; above 1 u is that of heads "
-        "which the backbone has moved away from",
+        description="value steps from one feedback gradient to the next; the heads are fitted anew for each, "
+        "and u is held between",
     )
     heldout_every: int = Field(
         1, ge=1, description="fits of the heads from one look at the loss of all of `heldout` to the next"
@@ -149,6 +149,6 @@ def build_feedback(
         tasks,
         normalise=config.normalise,
         ema=config.ema,
-        refit_every=config.refit_every,
+        every=config.every,
         heldout_every=config.heldout_every,
     )

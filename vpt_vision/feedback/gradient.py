@@ -187,24 +187,30 @@ class FeedbackGradient:
         self.feedback = feedback
         self.tail_blocks = tail_blocks
         self.count = 0
+        self.latest: dict[str, Tensor] = {}
         self.averages = {name: _Average() for name in feedback.tasks}
         # When last looked at; NaN until the heads are first fitted.
         self.heldout_losses = {name: torch.tensor(float("nan")) for name in feedback.tasks}
 
     def update(self, backbone: Backbone, keys: Keys) -> dict[str, Tensor]:
-        """Take the gradients of one meta batch of every task into the averages.
+        """Fit the heads, and take the gradients of one meta batch of every task into the averages.
+
+        Only every `feedback.every`-th call does so; the others leave everything as it is, and return what
+        the last one did. A head that the backbone has moved away from would give another u than the best
+        head's, so there is no gradient without a fit.
 
         Returns scalars: `meta_loss` and `heldout_loss` (weighted means over tasks; the latter when last
         looked at), `u_norm`, `u_reliability` (cosine of the two halves' averages) and
         `u_reliability_batch` (cosine of this batch's two halves); and the same for each task, under
         `meta_loss/NAME` and so on.
         """
-        fits, between = divmod(self.count, self.feedback.refit_every)
-        if between == 0:
-            self.fit(backbone)
-            if fits % self.feedback.heldout_every == 0:
-                self._look_at_heldout(backbone)
+        fits, between = divmod(self.count, self.feedback.every)
         self.count += 1
+        if between:
+            return self.latest
+        self.fit(backbone)
+        if fits % self.feedback.heldout_every == 0:
+            self._look_at_heldout(backbone)
         losses: dict[str, Tensor] = {}
         batches: dict[str, Halves] = {}
         for name, entry in self.feedback.tasks.items():
@@ -228,6 +234,7 @@ class FeedbackGradient:
             report[f"meta_loss/{name}"] = losses[name]
             report[f"heldout_loss/{name}"] = self.heldout_losses[name]
             report |= self._described(f"/{name}", by_task, halves_of[name], batches[name])
+        self.latest = report
         return report
 
     def fit(self, backbone: Backbone) -> None:
@@ -334,9 +341,10 @@ class FeedbackGradient:
         return members[draws[:, 0].argsort(stable=True)[: self.feedback.tasks[name].batch // 2]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages, their count, and the heads with their held-out losses."""
+        """Return the averages, the count, the last report, and the heads with their held-out losses."""
         return {
             "count": self.count,
+            "latest": dict(self.latest),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "heldout_losses": dict(self.heldout_losses),
             "tasks": {name: entry.task.state_dict() for name, entry in self.feedback.tasks.items()},
@@ -345,6 +353,7 @@ class FeedbackGradient:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.count = state["count"]
+        self.latest = dict(state.get("latest", {}))  # older checkpoints took a gradient at every call
         self.heldout_losses = dict(state["heldout_losses"])
         for name, entry in self.feedback.tasks.items():
             self.averages[name].load_state_dict(state["averages"][name])

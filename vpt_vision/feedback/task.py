@@ -64,5 +64,5 @@ class Feedback:
     tasks: dict[str, WeightedTask]
     normalise: bool = True  # bring every task's gradient to one length before weighing it
     ema: float = 0.9  # decay of the gradients' moving averages
-    refit_every: int = 1  # gradients taken between two fits of the heads
+    every: int = 1  # value steps from one fit of the heads and gradient to the next
     heldout_every: int = 1  # fits between two looks at the held-out loss
