@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def remembered(path: Path, asked: Mapping[str, Any], measure: Callable[[], Resul
         return {name: _unpacked(result) for name, result in stored["results"].items()}
     results = measure()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".part-{os.getpid()}")  # another process may measure the same
     torch.save(
         {"asked": dict(asked), "results": {name: _packed(result) for name, result in results.items()}}, part
     )
