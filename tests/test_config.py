@@ -74,6 +74,17 @@ def test_sentences_of_ours_are_told_without_pydantics_words():
     assert told.splitlines()[1].startswith("  data.train: garments: the range 3 to 1 is empty")
 
 
+def test_nothing_is_judged_by_heads_that_were_fitted_some_steps_ago():
+    feedback = "feedback={every: 4, source: {kind: fashion_scenes, split: feedback, count: 9}}"
+    asked = [feedback, "value.batch=4"]
+    assert load_config(SMALL, [*asked, "value.guard.every=8"]).feedback.every == 4
+    assert load_config(SMALL, [*asked, "value.guard.every=0"]).feedback.every == 4
+    told = errors_of(SMALL, [*asked, "value.guard.every=6"])
+    assert "value.guard.every 6 is no multiple of feedback.every 4" in told
+    told = errors_of(SMALL, [*asked, "value.estimators.crops=rollout"])
+    assert "it needs them fitted at every value step, feedback.every: 1" in told
+
+
 def test_a_missing_key_is_named():
     told = errors_of({key: value for key, value in SMALL.items() if key != "data"})
     assert "data: required, and not given" in told

@@ -69,6 +69,23 @@ class RunConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _heads_of_the_step(self) -> RunConfig:
+        """Refuse to judge by heads that the backbone has moved away from."""
+        every = 1 if self.feedback is None else self.feedback.every
+        if self.value.guard.every % every:
+            raise ValueError(
+                f"value.guard.every {self.value.guard.every} is no multiple of feedback.every {every}: heads "
+                "that were fitted some steps ago would judge held-out examples"
+            )
+        estimators = self.value.estimators.model_dump().values()
+        if every > 1 and "rollout" in estimators:
+            raise ValueError(
+                f"feedback.every is {every}, and rollout judges by the heads: it needs them fitted at every "
+                "value step, feedback.every: 1"
+            )
+        return self
+
     def shorter_side(self) -> int:
         """Return the pixels of an image's shorter side that are enough for every view."""
         return self.data.shorter_side or self.recipe.shorter_side()

@@ -20,7 +20,8 @@ def expect_writable(path: Path) -> None:
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir():
         raise _refused(path, f"{there} is not a folder")
-    if not os.access(path if path.exists() else there, os.W_OK):
+    replaced = not path.exists() or (path.is_file() and not path.is_symlink())  # by a file made beside it
+    if not os.access(there if replaced else path, os.W_OK):
         raise _refused(path, "permission denied")
 
 
@@ -28,9 +29,8 @@ def expect_writable(path: Path) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """Give a file to write, which becomes `path` at the end; missing folders are made.
 
-    Processes that write the same file at once do not meddle: the last one's stands.
-
-    A link, or what is no plain file, such as /dev/stdout, is written to directly.
+    A link, or what is no plain file, such as /dev/stdout, is written to directly. Processes that write the
+    same file at once do not meddle: the last one's stands.
 
     Raises:
         UserError: it cannot be written; a plain file is then as it was, or not there.

@@ -61,8 +61,8 @@ def fit_logistic(
         tolerance: largest gradient entry at which the fit counts as converged.
         iterations: bound on L-BFGS iterations.
         conditioned: iterate in coordinates in which the problem is about round (`Conditioned`), of which the
-            gradient's entries are then. Three times as fast for 8,000 examples of 768 features; where a
-            start is near, the eigenvectors that it takes cost more than they save.
+            gradient's entries are then. Faster where many features are correlated; where a start is
+            near, the eigenvectors that it takes cost more than they save.
 
     Returns:
         weight [C, D] and bias [C] in fp32, to be applied to features that are not standardised.

@@ -24,6 +24,7 @@ SMALL = {
     "value.burn_in": 1,
     "value.batch": 2,
     "value.guard.every": 1,
+    "feedback.every": 1,
 }
 
 

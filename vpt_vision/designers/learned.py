@@ -66,7 +66,7 @@ class LearnedDesignerConfig(Config):
         48, ge=8, multiple_of=8, description="channels of its first layer; the later have twice"
     )
     blocks: int = Field(
-        2, ge=1, description="residual blocks; 2 of width 48 make 0.4 M parameters, 1 of width 32 0.1 M"
+        2, ge=1, description="residual blocks; 2 of width 48 make 0.4 M parameters, 1 of width 24 0.06 M"
     )
     shape_bound: float = Field(1.5, gt=0, description="largest |log a| and |log b| of a Kumaraswamy law")
     logit_bound: float = Field(2.0, gt=0, description="largest shift of a probability's logit")

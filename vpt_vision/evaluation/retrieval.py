@@ -44,8 +44,8 @@ def retrieval(database: ProbeFeatures, queries: ProbeFeatures) -> ProbeResult:
 def average_precision(scores: NDArray[np.float32], right: NDArray[np.bool_]) -> float:
     """Mean precision at each right image's rank, among images of `scores` [N] of which some are `right` [N].
 
-    As scikit-learn's `average_precision_score`, and 6 times as fast for 10,000 images: images of one score
-    are retrieved together. At least one image must be right.
+    As scikit-learn's `average_precision_score`: images of one score are retrieved together. At least one
+    image must be right.
     """
     every, hits = np.sort(scores), np.sort(scores[right])
     retrieved = len(every) - np.searchsorted(every, hits)  # at or above each hit's score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from vpt_vision.evaluation.result import Mean, MeanRatio, PerImage, ProbeResult
+from vpt_vision.files import writing
 
 Results = dict[str, ProbeResult]  # by the probe's name in a config, or of one's own
 
@@ -24,12 +24,11 @@ def remembered(path: Path, asked: Mapping[str, Any], measure: Callable[[], Resul
     if stored is not None and stored["asked"] == asked:
         return {name: _unpacked(result) for name, result in stored["results"].items()}
     results = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".part-{os.getpid()}")  # another process may measure the same
-    torch.save(
-        {"asked": dict(asked), "results": {name: _packed(result) for name, result in results.items()}}, part
-    )
-    part.replace(path)
+    with writing(path) as part:
+        torch.save(
+            {"asked": dict(asked), "results": {name: _packed(result) for name, result in results.items()}},
+            part,
+        )
     return results
 
 

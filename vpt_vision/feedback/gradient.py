@@ -168,7 +168,7 @@ class _Average:
 
 
 class FeedbackGradient:
-    """u = Σ_t w_t/W (n̄/n_t) ∇_{θ_S} L_t over tasks t, each gradient averaged over steps.
+    """u = Σ_t w_t/W (n̄/n_t) ∇_{θ_S} L_t over tasks t, each averaged over feedback gradients.
 
     n_t is the root mean square length of task t's gradients and n̄ = Σ_t w_t/W n_t, so that a task has its
     weight whatever the unit of its loss, and one task alone gives its gradient as it is. Lengths are those of
@@ -207,7 +207,7 @@ class FeedbackGradient:
         fits, between = divmod(self.count, self.feedback.every)
         self.count += 1
         if between:
-            return self.latest
+            return dict(self.latest)
         self.fit(backbone)
         if fits % self.feedback.heldout_every == 0:
             self._look_at_heldout(backbone)
@@ -235,7 +235,7 @@ class FeedbackGradient:
             report[f"heldout_loss/{name}"] = self.heldout_losses[name]
             report |= self._described(f"/{name}", by_task, halves_of[name], batches[name])
         self.latest = report
-        return report
+        return dict(report)
 
     def fit(self, backbone: Backbone) -> None:
         """Fit every task's head to `backbone` as it stands (waits for the device)."""
@@ -353,7 +353,7 @@ class FeedbackGradient:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.count = state["count"]
-        self.latest = dict(state.get("latest", {}))  # older checkpoints took a gradient at every call
+        self.latest = dict(state["latest"])
         self.heldout_losses = dict(state["heldout_losses"])
         for name, entry in self.feedback.tasks.items():
             self.averages[name].load_state_dict(state["averages"][name])

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vpt_vision.evaluation.compare.shared import Work, shared
@@ -20,10 +21,19 @@ def work(folder: Path, number: int, seconds: float) -> Work[str]:
             entered.write(f"{number} {os.getpid()}\n")
         if not result.exists():
             time.sleep(seconds)
+            with (folder / "written.txt").open("a") as written:
+                written.write(f"{number}\n")
             result.write_text(str(os.getpid()))
         return result.read_text()
 
     return Work(str(result), do)
+
+
+def soon(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def process(folder: Path, seconds: float, answers) -> None:
@@ -40,6 +50,7 @@ def test_each_piece_is_done_once_and_everyone_has_all_results(tmp_path):
     for one in processes:
         one.join()
     assert found[0] == found[1] == found[2]
+    assert sorted((tmp_path / "written.txt").read_text().split()) == [str(number) for number in range(COUNT)]
     assert len(found[0]) == COUNT and len(set(found[0])) > 1  # nobody did it all alone
 
 
@@ -48,12 +59,10 @@ def test_what_a_dead_process_was_at_is_taken_up(tmp_path):
     answers = context.Queue()
     first = context.Process(target=process, args=(tmp_path, 600.0, answers))
     first.start()
-    while not (tmp_path / "entered.txt").exists():
-        time.sleep(0.01)
+    soon(lambda: (tmp_path / "entered.txt").exists())
     second = context.Process(target=process, args=(tmp_path, 0.0, answers))
     second.start()
-    while sum(1 for _ in tmp_path.glob("[0-9].txt")) < COUNT - 1:  # all but the one that the first holds
-        time.sleep(0.01)
+    soon(lambda: len(list(tmp_path.glob("[0-9].txt"))) == COUNT - 1)  # all but the one that the first holds
     os.kill(first.pid, signal.SIGKILL)
     assert answers.get(timeout=60) == [str(second.pid)] * COUNT
     second.join()

@@ -33,6 +33,19 @@ def test_arms_are_the_config_with_their_changes(write_spec):
             {"arms": [{"name": "fixed"}, {"name": "learned"}, {"name": "a b"}, {"name": "a+b"}]},
             "would have one folder",
         ),
+        (
+            {
+                "arms": [
+                    {"name": "fixed"},
+                    {"name": "learned", "choose": {"evaluation.image_size": [32, 40]}},
+                ],
+                "selection": {
+                    "validation": {"kind": "fashion_scenes", "split": "train", "count": 9},
+                    "seeds": [9],
+                },
+            },
+            "decides how it is judged",
+        ),
         ({"unknown": 1}, "unknown key"),
         ({"overrides": {"stepps": 1}}, "the nearest known key is 'steps'"),
         ({"overrides": {"evaluation": None}}, "no 'evaluation' part"),
@@ -77,3 +90,15 @@ def test_what_a_probe_of_pixels_is_judged_on_and_learns_from_counts(write_spec):
         with pytest.raises(UserError, match=message):
             load_spec(write_spec(**asked, overrides=changes))
     assert load_spec(write_spec(**asked))
+
+
+def test_settings_are_never_picked_on_the_queries_of_a_ground_truth(write_spec):
+    scenes = {"kind": "fashion_scenes", "count": 30, "split": "feedback", "seed": 4}
+    asked = {
+        "probes": ["retrieval"],
+        "primary": {**PRIMARY, "metric": "retrieval.map"},
+        "selection": {"validation": scenes, "seeds": [9]},
+        "overrides": {"evaluation.retrieval.ground_truth": "gnd_roxford5k.pkl"},
+    }
+    with pytest.raises(UserError, match="ground_truth names the test queries"):
+        load_spec(write_spec(**asked))

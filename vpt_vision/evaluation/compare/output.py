@@ -15,6 +15,7 @@ from vpt_vision.evaluation.compare.spec import MATCHED, run_config
 from vpt_vision.evaluation.compare.study import Study
 from vpt_vision.evaluation.html import inline_svg, write_page
 from vpt_vision.evaluation.pictures.style import save
+from vpt_vision.files import writing
 from vpt_vision.training.environment import environment
 from vpt_vision.training.trainer import resolve_device
 
@@ -28,7 +29,8 @@ def write_outputs(study: Study) -> None:
     `index.html` with all of it.
     """
     folder = Path(study.spec.output)
-    (folder / MARKDOWN_FILE).write_text(markdown(study), encoding="utf-8")
+    with writing(folder / MARKDOWN_FILE) as part:
+        part.write_text(markdown(study), encoding="utf-8")
     _write_csv(folder / "per_seed.csv", _per_seed(study))
     _write_csv(folder / "differences.csv", _differences(study))
     save(plots.seeds_plot(study), folder / "seeds.png")
@@ -134,5 +136,5 @@ def _differences(study: Study) -> Iterable[Sequence[object]]:
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)

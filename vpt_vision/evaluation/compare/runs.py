@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vpt_vision.config import RunConfig, dump_config
+from vpt_vision.config import RunConfig
 from vpt_vision.data import build_source
 from vpt_vision.evaluation.compare.label_budget import LabelBudget, fine_tune_on_labels, linear_on_labels
 from vpt_vision.evaluation.compare.shared import Work
@@ -54,6 +54,7 @@ class Runs:
         self.spec = spec
         self.folder = Path(spec.output)
         self.budget_arm = spec.arm(spec.primary.arm)
+        self._fingerprints: dict[str, str] = {}  # of starts, by backbone and seed
 
     def trained(
         self, arm: ArmConfig, chosen: Sequence[str], steps: int, seed: int, *, validation: bool = False
@@ -87,13 +88,7 @@ class Runs:
         """The config of one run; the same arm, steps and seed are one run, whatever they are matched by."""
         assert self.spec.selection is not None or not validation
         kind = "selection" if validation else "runs"
-        place = (
-            self.folder
-            / kind
-            / folder_name("-".join([arm.name, *chosen]))
-            / f"steps-{steps}"
-            / f"seed-{seed}"
-        )
+        place = self.folder / kind / folder_name(arm.name, chosen) / f"steps-{steps}" / f"seed-{seed}"
         more = [f"output={json.dumps(str(place))}", f"steps={steps}", f"seed={seed}"]
         config = run_config(self.spec, arm, chosen, *more)
         if validation and self.spec.selection is not None and config.evaluation is not None:
@@ -103,12 +98,12 @@ class Runs:
 
     def start_key(self, arm: ArmConfig, seed: int) -> str:
         """Hash of what `arm` starts from by `seed`: what begins alike has one key."""
-        return _fingerprint(self._start(run_config(self.spec, arm, arm.candidates()[0], f"seed={seed}")))
+        return self._start_fingerprint(run_config(self.spec, arm, arm.candidates()[0], f"seed={seed}"))
 
     def start(self, arm: ArmConfig, seed: int) -> Work[Measured]:
         """Probe what `arm` starts from by `seed`: once for all arms and seeds that share it."""
         config = run_config(self.spec, arm, arm.candidates()[0], f"seed={seed}")
-        place = self.folder / "start" / _fingerprint(self._start(config))
+        place = self.folder / "start" / self._start_fingerprint(config)
 
         def measure() -> Measured:
             load = _Once(lambda: self._start(config))
@@ -122,24 +117,31 @@ class Runs:
         """Fine-tune the primary arm's start on its feedback's labels; see `fine_tune_on_labels`."""
         assert self.spec.controls is not None
         controls = self.spec.controls
-        budget = LabelBudget.of(run_config(self.spec, self.budget_arm, chosen, f"seed={seed}"))
-        place = self.folder / "start" / _fingerprint(self._start(budget.config)) / f"fine-tuned-{seed}.pt"
+        config = run_config(self.spec, self.budget_arm, chosen, f"seed={seed}")
+        place = self.folder / "start" / self._start_fingerprint(config) / f"fine-tuned-{seed}.pt"
 
         def measure() -> Results:
-            backbone, own = fine_tune_on_labels(self._start(budget.config), budget, controls)
-            return {**self._probe(backbone, budget.config), LABELS: own}
+            backbone, own = fine_tune_on_labels(self._start(config), LabelBudget.of(config), controls)
+            return {**self._probe(backbone, config), LABELS: own}
 
         asked = {
-            **self._asked(budget.config),
-            **self._budget_asked(budget.config),
+            **self._asked(config),
+            **self._budget_asked(config),
             "controls": controls.model_dump(),
         }
         return Work(str(place), lambda: Measured(remembered(place, asked, measure), 0, 0, 0.0))
 
     def fingerprint(self, arm: ArmConfig, chosen: Sequence[str]) -> str:
-        """Hash of an arm's config, whatever its seed, its steps and where it lies."""
-        config = self.config(arm, chosen, 1, 0).model_copy(update={"output": ""})
-        return hashlib.sha256(dump_config(config).encode()).hexdigest()[:16]
+        """Hash of an arm's config, whatever its seed, its steps, where it lies and how it logs."""
+        left_out = {"seed", "steps", "output", "checkpoint", "log"}
+        told = self.config(arm, chosen, 1, 0).model_dump_json(exclude=left_out)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def _start_fingerprint(self, config: RunConfig) -> str:
+        key = json.dumps([config.learner.backbone.model_dump(mode="json"), config.seed])
+        if key not in self._fingerprints:
+            self._fingerprints[key] = _fingerprint(self._start(config))
+        return self._fingerprints[key]
 
     def _start(self, config: RunConfig) -> Backbone:
         torch.manual_seed(config.seed)  # as the trainer does: a start at random is then its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Generic, TypeVar
 from filelock import FileLock, Timeout
 
 T = TypeVar("T")
+PAUSE = 0.2  # seconds between two looks at what others are at
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,29 @@ class Work(Generic[T]):
 def shared(works: Sequence[Work[T]], locks: Path) -> list[T]:
     """Return the results of `works`, in their order, sharing them with every process that does the same.
 
-    A process leaves out what another is at, and comes back to it at the end, when it waits for it. A process
-    that dies lets go of its locks, which lie in the folder `locks`: what it was at is then taken up by
-    another.
+    A process leaves out what another is at, and comes back to it until it is there. A process that dies lets
+    go of its locks, which lie in the folder `locks`: what it was at is then taken up by another.
     """
     locks.mkdir(parents=True, exist_ok=True)
     found: dict[int, T] = {}
-    for wait in (False, True):
+    while True:
         for number, work in enumerate(works):
-            name = hashlib.sha256(work.place.encode()).hexdigest()[:16]
-            if number not in found:
-                try:
-                    with FileLock(locks / f"{name}.lock", blocking=wait):
-                        found[number] = work.do()
-                except Timeout:
-                    continue
-    return [found[number] for number in range(len(works))]
+            name = hashlib.sha256(str(Path(work.place).resolve()).encode()).hexdigest()[:16]
+            lock = FileLock(locks / f"{name}.lock")
+            if number in found or not _acquired(lock):
+                continue
+            try:
+                found[number] = work.do()
+            finally:
+                lock.release()
+        if len(found) == len(works):
+            return [found[number] for number in range(len(works))]
+        time.sleep(PAUSE)
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True

@@ -16,6 +16,7 @@ from vpt_vision.data import SourceConfig, share_images
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.dense import DenseConfig
 from vpt_vision.evaluation.probes import EvaluationConfig, Probe
+from vpt_vision.evaluation.revisited import RetrievalConfig
 from vpt_vision.schema import Config
 
 START = "start"  # the row of step 0
@@ -124,11 +125,13 @@ class ComparisonSpec(Config):
         if probe not in self.probes or not figure:
             raise ValueError(
                 f"primary.metric: '{self.primary.metric}' should be a probe of {', '.join(self.probes)}, a "
-                f"dot "
-                f"and its figure, such as {self.probes[0]}.accuracy"
+                f"dot and its figure, such as {self.probes[0]}.accuracy"
             )
-        if len({folder_name(name) for name in names}) < len(names):
-            raise ValueError("arms: two names would have one folder; let them differ in letters or digits")
+        folders = [folder_name(arm.name, chosen) for arm in self.arms for chosen in arm.candidates()]
+        if len(set(folders)) < len(folders):
+            raise ValueError(
+                "arms: two names, with what is chosen, would have one folder; change a letter or digit of one"
+            )
         if any(arm.choose for arm in self.arms):
             if self.selection is None:
                 raise ValueError(
@@ -149,6 +152,11 @@ class ComparisonSpec(Config):
                     f"{where}: seed and output are the comparison's own, by its keys of that name"
                 )
         for arm in self.arms:
+            judged = [key for key in arm.choose if key.partition(".")[0] == "evaluation"]
+            if judged:
+                raise ValueError(
+                    f"arm '{arm.name}': {judged[0]} decides how it is judged and cannot be chosen"
+                )
             if "steps" in arm.choose or ("steps" in arm.overrides and arm.name != self.reference):
                 raise ValueError(
                     f"arm '{arm.name}': steps are those of '{self.reference}', and what match makes of them"
@@ -164,9 +172,9 @@ class ComparisonSpec(Config):
         return next(arm for arm in self.arms if arm.name == name)
 
 
-def folder_name(name: str) -> str:
-    """What the folder of an arm of that name is called."""
-    return re.sub(r"[^\w.=-]", "-", name)
+def folder_name(name: str, chosen: Sequence[str]) -> str:
+    """What the folder of an arm of that name with the settings `chosen` is called."""
+    return re.sub(r"[^\w.=-]", "-", "-".join([name, *chosen]))
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonSpec:
@@ -191,8 +199,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonSpec
         if evaluation != first[1]:
             raise UserError(
                 f"{path}: arms '{first[0]}' and '{name}' have different 'evaluation' parts, so their test "
-                f"images "
-                "cannot be paired: give them one."
+                "images cannot be paired: give them one."
             )
     if spec.selection is not None:
         _check_validation(path, spec.selection.validation, first[1], spec.primary)
@@ -230,6 +237,11 @@ def _check_validation(
     probe = primary.metric.partition(".")[0]
     own = getattr(evaluation, probe, None)
     test, train = ("evaluation.test", evaluation.test), ("evaluation.train", evaluation.train)
+    if isinstance(own, RetrievalConfig) and own.ground_truth is not None:
+        raise UserError(
+            f"{path}: evaluation.retrieval.ground_truth names the test queries, and settings are never "
+            "picked on them: pick by another metric."
+        )
     if isinstance(own, DenseConfig):
         if own.test is not None:
             raise UserError(

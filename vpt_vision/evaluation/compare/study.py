@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from vpt_vision.evaluation.compare.spec import (
     run_config,
 )
 from vpt_vision.evaluation.result import KINDS, ProbeResult
+from vpt_vision.files import writing
 
 MATCHED_FILE = "matched.json"
 
@@ -69,7 +69,8 @@ def run_comparison(spec: ComparisonSpec) -> Study | int:
 
     A kill at any moment loses at most what is since the run's last checkpoint; the same call goes on. Seeds
     take turns, and arms within them, so that a machine that slows down slows all arms alike. Several
-    processes that call this for one spec share its runs among them, and all return the whole study.
+    processes that call this for one spec share its runs among them, and all return the whole study; arms
+    that are matched by seconds then want the same share of a machine for each process.
 
     Returns:
         The study, or the number of the signal that ended a run early.
@@ -81,7 +82,8 @@ def run_comparison(spec: ComparisonSpec) -> Study | int:
     runs.check()
     runs.folder.mkdir(parents=True, exist_ok=True)
     described = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (runs.folder / "spec.yaml").write_text(described, encoding="utf-8")
+    with writing(runs.folder / "spec.yaml") as part:
+        part.write_text(described, encoding="utf-8")
     try:
         return _Comparison(spec, runs).study()
     except Stopped as stop:
@@ -197,7 +199,7 @@ class _Comparison:
         spec, path = self.spec, self.runs.folder / MATCHED_FILE
         arms = {arm.name: self.runs.fingerprint(arm, self.chosen[arm.name]) for arm in spec.arms}
         kept = _read(path)
-        if kept is None or (kept["reference"], kept["arms"]) != ([spec.reference, steps], arms):
+        if (kept.get("reference"), kept.get("arms")) != ([spec.reference, steps], arms):
             seeds = spec.seeds if "updates" in spec.match else spec.seeds[:1]
             runs = self._trained([(arm, steps, seed) for arm in spec.arms for seed in seeds])
             seconds = {
@@ -207,9 +209,8 @@ class _Comparison:
             budget = seconds[spec.reference]
             matched = {name: max(1, round(steps * budget / taken)) for name, taken in seconds.items()}
             kept = {"reference": [spec.reference, steps], "arms": arms, "seconds": budget, "steps": matched}
-            part = path.with_suffix(f".part-{os.getpid()}")
-            part.write_text(json.dumps(kept), encoding="utf-8")
-            part.replace(path)
+            with writing(path) as part:
+                part.write_text(json.dumps(kept), encoding="utf-8")
         self.budget_seconds = kept["seconds"]
         return dict(kept["steps"])
 
@@ -235,9 +236,10 @@ def is_higher_better(metric: str) -> bool:
     return KINDS[metric.partition(".")[2]].higher_is_better
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """What was kept in `path`; None where there is nothing, or something damaged."""
+def _read(path: Path) -> dict[str, Any]:
+    """What was kept in `path`; empty where there is nothing, or something damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return kept if isinstance(kept, dict) else {}
