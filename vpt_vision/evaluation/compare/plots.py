@@ -66,7 +66,7 @@ def differences_plot(study: Study) -> Figure:
     axes.invert_yaxis()
     better = "right" if is_higher_better(metric) else "left"
     unit = " (points)" if KINDS[metric.partition(".")[2]].unit == "%" else _unit(metric)
-    label = f"difference in {title_of(study, metric)}{unit}"
+    label = f"difference in {title_of(study, metric)}{unit}".replace(": ", ":\n")  # the plot is narrow
     axes.set_xlabel(f"{label}\n(better to the {better})", fontsize=SMALL, color=INK)
     _clean(axes)
     return figure
