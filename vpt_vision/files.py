@@ -20,8 +20,7 @@ def expect_writable(path: Path) -> None:
     there = next(folder for folder in path.absolute().parents if folder.exists())
     if not there.is_dir():
         raise _refused(path, f"{there} is not a folder")
-    replaced = not path.exists() or (path.is_file() and not path.is_symlink())  # by a file made beside it
-    if not os.access(there if replaced else path, os.W_OK):
+    if not os.access(there if _is_replaced(path) else path, os.W_OK):
         raise _refused(path, "permission denied")
 
 
@@ -35,8 +34,7 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written; a plain file is then as it was, or not there.
     """
-    plain = not path.is_symlink() and (path.is_file() or not path.exists())
-    part = path.with_name(f"{path.name}.{os.getpid()}.part") if plain else path
+    part = path.with_name(f"{path.name}.{os.getpid()}.part") if _is_replaced(path) else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -48,6 +46,11 @@ def writing(path: Path) -> Iterator[Path]:
         if part != path:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether `path` is written by a file made beside it: not a link, nor a device or the like."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
 def _refused(path: Path, reason: str) -> UserError:

@@ -20,10 +20,11 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from vpt_vision.config import RunConfig
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.compare import load_spec, run_comparison
 from vpt_vision.evaluation.compare.contrasts import contrast, per_image
-from vpt_vision.evaluation.compare.spec import START, ComparisonSpec, run_config
+from vpt_vision.evaluation.compare.spec import START, run_config
 from vpt_vision.evaluation.compare.study import Row, Study
 from vpt_vision.evaluation.probes import probe
 from vpt_vision.evaluation.result import Floats, ProbeResult
@@ -77,7 +78,7 @@ def measure(folder: Path, overrides: list[str]) -> int:
             return 128 + study
         studies[name] = study
     first = next(iter(studies.values()))
-    pixels = _pixels(first.spec)
+    pixels = pixels_probe(run_config(first.spec, first.spec.arm(RECIPE)))
     (folder / "table.md").write_text(_markdown(folder, studies, pixels), encoding="utf-8")
     with (folder / "per_seed.csv").open("w", newline="", encoding="utf-8") as file:
         rows = [entry for name, study in studies.items() for entry in _per_seed(name, study)]
@@ -88,8 +89,8 @@ def measure(folder: Path, overrides: list[str]) -> int:
     return 0
 
 
-def _pixels(spec: ComparisonSpec) -> ProbeResult:
-    config = run_config(spec, spec.arm(RECIPE))
+def pixels_probe(config: RunConfig) -> ProbeResult:
+    """Judge raw pixels as `config.evaluation` judges a backbone, by logistic regression."""
     assert config.evaluation is not None, "a comparison has it"
     # More numbers than images: only strong weight decay keeps such a classifier from overfitting.
     logistic = config.evaluation.logistic.model_copy(update={"l2_grid": PIXELS_L2})

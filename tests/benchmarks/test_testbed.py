@@ -66,3 +66,17 @@ def test_pixels_are_averaged_two_by_two(testbed):
     torch.testing.assert_close(vector.view(3, 3, 8, 8), expected)
     assert patches.shape == (3, 4, 1)
     assert not patches.any()
+
+
+def test_pixels_and_start_are_told_before_anything_is_trained(testbed, folder, monkeypatch, capsys):
+    import pixels
+
+    config = folder.parent / "configs" / "testbed" / "scenes_colour.yaml"
+    few = [f"{key}={value}" for key, value in TINY.items() if key.startswith("evaluation") and value]
+    monkeypatch.setattr(sys, "argv", ["pixels.py", str(config), *few])
+    assert pixels.main() == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in told] == ["raw pixels", "start"]
+    monkeypatch.setattr(sys, "argv", ["pixels.py", str(config), "evaluation=null"])
+    assert pixels.main() == 2 and "no 'evaluation' part" in capsys.readouterr().err
+    sys.modules.pop("pixels")
