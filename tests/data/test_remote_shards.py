@@ -8,6 +8,7 @@ import tarfile
 import time
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import ClassVar
 
 import fsspec
@@ -200,6 +201,25 @@ class TestCache:
         source[0]
         for name in cached(tmp_path):
             (tmp_path / "cache" / name).unlink()
+        assert numbers(source) == list(range(10)) and web.gets["0.tar"] == 2
+
+    def test_a_shard_dropped_while_it_is_opened_leaves_nothing_behind(
+        self, web, opened, tmp_path, monkeypatch
+    ):
+        source = opened(f"{web.url}/0.tar")
+        source[0]
+        real = Path.open
+
+        def dropped(path, *args, **kwargs):
+            file = real(path, *args, **kwargs)
+            if path.suffix == ".tar":
+                path.unlink()  # by another process that makes room
+            return file
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", dropped)
+            assert source[3].label is not None  # what is open stays readable
+        assert cached(tmp_path) == []
         assert numbers(source) == list(range(10)) and web.gets["0.tar"] == 2
 
     def test_a_folder_that_cannot_be_made(self, web, opened, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -76,7 +77,7 @@ class ShardCache:
         while True:
             with suppress(FileNotFoundError):  # never fetched, or dropped by another process this moment
                 file = path.open("rb")
-                _touch(path)
+                _note_use(file)
                 return file
             self._fetch(location, path, length)
 
@@ -128,7 +129,11 @@ class ShardCache:
                     yield stat.st_mtime, stat.st_size, path
 
 
-def _touch(path: Path) -> None:
-    """Note the use of a shard, for the order in which they are dropped."""
+def _note_use(file: BinaryIO) -> None:
+    """Note the use of an open shard, for the order in which they are dropped.
+
+    By its handle, not by its path: another process may have dropped it this moment, and touching a path that
+    is not there would leave an empty shard.
+    """
     with suppress(OSError):
-        path.touch()
+        os.utime(file.fileno())
