@@ -85,6 +85,13 @@ def test_nothing_is_judged_by_heads_that_were_fitted_some_steps_ago():
     assert "it needs them fitted at every value step, feedback.every: 1" in told
 
 
+def test_what_is_valued_cannot_be_weighed_up_by_the_designer():
+    asked = ["value.terms={dino: 1}", "designer={kind: learned, surfaces: [targets]}"]
+    assert "more of a valued term always pays" in errors_of(SMALL, asked)
+    assert load_config(SMALL, [*asked, "designer.targets.mix=0"]).value.terms == {"dino": 1}
+    assert load_config(SMALL, asked[1:]).value.terms is None
+
+
 def test_a_missing_key_is_named():
     told = errors_of({key: value for key, value in SMALL.items() if key != "data"})
     assert "data: required, and not given" in told

@@ -46,6 +46,10 @@ def test_holds_the_published_settings(size):
     assert (config.recipe.crops.global_views, config.recipe.crops.local_views) == (2, 6)
     assert designer.generator == "unet" and value.normalise == "none" and not config.feedback.normalise
     assert value.estimators.plan(frozenset()).exact
+    # Nothing that the paper does not have scales the designer's step or smooths what it climbs.
+    assert (value.pace, value.guard.every, value.burn_in) == ("full", 0, 0)
+    assert (value.preconditioner, value.direction) == ("identity", "feedback")
+    assert (config.feedback.ema, config.feedback.every, config.feedback.labels) == (0, 1, "given")
     assert [tasks["ade20k"].head_size, tasks["ade20k"].meta_size] == [2000, 512]
     assert set(tasks["ade20k"].ignore) == {0, 255}  # "other" is none of ADE20K's 150 classes
     assert [tasks["nyu"].head_size, tasks["nyu"].meta_size] == [512, 128]

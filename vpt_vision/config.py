@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from vpt_vision.data import DataConfig, SourceConfig
-from vpt_vision.designers import DesignerConfig, FixedDesignerConfig, RecipeConfig
+from vpt_vision.designers import DesignerConfig, FixedDesignerConfig, LearnedDesignerConfig, RecipeConfig
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.probes import EvaluationConfig
 from vpt_vision.feedback import FeedbackConfig
@@ -66,6 +66,19 @@ class RunConfig(Config):
             raise ValueError(
                 f"value.batch {self.value.batch} is above batch_size {self.batch_size}: value is measured on "
                 "images of the learner's batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mix_of_what_is_valued(self) -> RunConfig:
+        """Refuse a surface that raises value by weighing valued terms up, the others' cost being left out."""
+        designer = self.designer
+        if self.value.terms is None or not isinstance(designer, LearnedDesignerConfig):
+            return self
+        if "targets" in designer.surfaces and designer.targets.mix:
+            raise ValueError(
+                "value.terms leaves out what designer.targets.mix takes from the other terms, so that more "
+                "of a valued term always pays: set designer.targets.mix to 0, or leave value.terms out"
             )
         return self
 

@@ -148,6 +148,34 @@ def assert_views_within(
         assert solarize > 0 or (p.solarize[view] > 1).all()
 
 
+def test_a_share_of_the_images_has_the_recipes_task(
+    recipe: RecipeConfig, images: PackedImages, wild: Wild, tensors_of: TensorsOf
+) -> None:
+    """Which ones, the keys say; the others have the task that they have without a share."""
+    designer = wild(recipe, ALL, scale=0.3)
+    config, fixed = designer.config, FixedDesigner(recipe, PATCH)
+    kept, count = 0, 60
+    for step in range(count):
+        keys = Keys(3, step, 8 * step + torch.arange(8))
+        designer.config = config
+        ours, theirs = (tensors_of(of(images, keys)) for of in (designer, fixed))
+        designer.config = config.model_copy(update={"recipe_share": 0.3})
+        mixed = tensors_of(designer(images, keys))
+        is_recipes = (mixed["global.boxes"] == theirs["global.boxes"]).flatten(2).all(-1).all(0)  # [B]
+        kept += int(is_recipes.sum())
+        for name, value in mixed.items():
+            expected = torch.where(is_recipes.view(1, 8, *(1,) * (value.ndim - 2)), theirs[name], ours[name])
+            assert value.equal(expected), name
+        some = torch.tensor([6, 0, 3])
+        again = tensors_of(designer(images[some], keys._replace(samples=keys.samples[some])))
+        same = (again["global.boxes"] == theirs["global.boxes"][:, some]).flatten(2).all(-1).all(0)
+        assert same.equal(is_recipes[some])
+    assert abs(kept / (8 * count) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / (8 * count))
+    designer.config = config.model_copy(update={"recipe_share": 1.0})
+    whole = tensors_of(designer(images, keys))
+    assert all(whole[name].equal(value) for name, value in theirs.items())
+
+
 def test_a_task_is_a_function_of_image_and_key(
     recipe: RecipeConfig, images: PackedImages, keys: Keys, wild: Wild, tensors_of: TensorsOf
 ) -> None:
@@ -336,6 +364,75 @@ def test_describe_and_fields(recipe: RecipeConfig, images: PackedImages, wild: W
     assert all(field.shape == (8, 8, 8) for field in fields)
     moved = policy.describe()
     assert not any(moved[name].isclose(described[name]) for name in expected)
+
+
+BLIND = ["crops", "photometrics", "mask_ratio", "targets"]
+
+
+def test_one_that_reads_nothing_has_one_law_and_starts_at_the_recipe(
+    recipe: RecipeConfig, images: PackedImages, tensors_of: TensorsOf
+) -> None:
+    config = LearnedDesignerConfig(kind="learned", surfaces=BLIND, reads="nothing")
+    designer = LearnedDesigner(config, recipe, PATCH)
+    keys = Keys(3, 0, torch.arange(len(images)))
+    expected = tensors_of(FixedDesigner(recipe, PATCH)(images, keys))
+    assert all(torch.equal(part, expected[name]) for name, part in tensors_of(designer(images, keys)).items())
+    torch.manual_seed(0)
+    for parameter in designer.parameters():
+        nn.init.normal_(parameter)
+    outputs = designer.outputs(designer.features(images))
+    assert sum(parameter.numel() for parameter in designer.parameters()) == sum(
+        output.shape[1] for output in outputs.values()
+    )
+    for output in outputs.values():
+        assert torch.equal(output, output[:1].expand_as(output)) and output.any()
+    policy = designer.policy(images)
+    assert not policy.global_bend.crops.field.any() and not policy.local_bend.crops.field.any()
+    assert not torch.equal(tensors_of(designer(images, keys))["global.boxes"], expected["global.boxes"])
+
+
+@pytest.mark.parametrize("reads", ["nothing", "image"])
+@pytest.mark.parametrize(
+    ("strengths", "shared", "numbers"), [(True, True, 15), (False, False, 10), (False, True, 5)]
+)
+def test_photometrics_of_fewer_numbers(
+    recipe: RecipeConfig,
+    images: PackedImages,
+    tensors_of: TensorsOf,
+    strengths: bool,
+    shared: bool,
+    numbers: int,
+    reads: str,
+) -> None:
+    """What is left out stays the recipe's; what is shared is the same number for both kinds of view."""
+    few = {"strengths": strengths, "shared": shared}
+    settings = {"surfaces": ["photometrics"], "reads": reads, "thumbnail": 32, "width": 8, "blocks": 1}
+    config = LearnedDesignerConfig(kind="learned", photometrics=few, **settings)
+    designer = LearnedDesigner(config, recipe, PATCH)
+    keys = Keys(3, 0, torch.arange(len(images)))
+    expected = tensors_of(FixedDesigner(recipe, PATCH)(images, keys))
+    assert all(torch.equal(part, expected[name]) for name, part in tensors_of(designer(images, keys)).items())
+    torch.manual_seed(0)
+    for parameter in designer.heads.parameters():
+        nn.init.normal_(parameter)
+    assert designer.outputs(designer.features(images))["photometrics"].shape == (len(images), numbers)
+    policy = designer.policy(images)
+    bends = [policy.global_bend.photometrics, policy.local_bend.photometrics]
+    assert all(bool(bend.strengths.log_a.any()) == strengths for bend in bends)
+    assert all(bend.offsets.any() for bend in bends)
+    assert torch.equal(bends[0].offsets, bends[1].offsets) == shared
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"surfaces": ["crops", "masks"]}, "which patches"),
+        ({"surfaces": ["targets"], "targets": {"temperature": 0, "mix": 0}}, "cannot weigh tokens"),
+    ],
+)
+def test_one_that_reads_nothing_cannot_set_places(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LearnedDesignerConfig(kind="learned", reads="nothing", **settings)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"thumbnail": 32, "width": 32, "blocks": 1}])

@@ -138,8 +138,8 @@ def test_what_targets_ask_of_an_image_is_told():
     assert words == [
         "image's weight 1.50",
         "temperature × 1.50",
-        "DINO × 0.50, iBOT × 1.00",
-        "Gram × 1.50",
+        "DINO 0.50 : iBOT 1.00",
+        ": Gram 1.50",
     ]
     assert _words(task(2), 1) == []
 

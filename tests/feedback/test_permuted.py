@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from vpt_vision.feedback import Feedback, FeedbackGradient, PermutedLabels, WeightedTask, all_features, cosine
+from vpt_vision.learner.backbone import Features
+from vpt_vision.linear_fit import LinearMap
 from vpt_vision.logistic import fit_logistic
 
 
@@ -61,3 +63,26 @@ def test_the_state_is_the_tasks(make_feedback, backbone):
     fresh.load_state_dict(permuted.state_dict())
     index = torch.arange(48)
     assert torch.equal(permuted.loss(features, "head", index), fresh.loss(features, "head", index))
+
+
+def test_halves_of_meta_stay_halves_and_share_no_head(make_feedback, backbone):
+    """With two folds each half is judged by a head that never saw it, whatever labels it was dealt."""
+    task = make_feedback(folds=2)
+    numbers = torch.arange(task.count("meta"))
+    permuted = PermutedLabels(task, 4)
+    dealt = permuted._permutation("meta")
+    assert torch.equal(dealt.sort().values, numbers)
+    assert torch.equal(dealt % 2, numbers % 2) and not torch.equal(dealt, numbers)
+    features = all_features(permuted, backbone, "head")
+    permuted.fit(features)
+    before = [permuted.loss(half_of(features, half), "meta", numbers[half::2]) for half in (0, 1)]
+    weight, bias = permuted.task.heads
+    poisoned = weight.clone()
+    poisoned[1] += 1.0  # the head of the odd numbers, fitted to the even ones
+    permuted.task.heads = LinearMap(poisoned, bias)
+    after = [permuted.loss(half_of(features, half), "meta", numbers[half::2]) for half in (0, 1)]
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+def half_of(features, half):
+    return Features(features.cls[half::2], features.patches[half::2])

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from vpt_vision.config import load_config
 from vpt_vision.errors import UserError
@@ -37,3 +38,15 @@ def test_a_damaged_config_in_the_folder_is_told(tiny_settings, tmp_path, content
     (tmp_path / "run" / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=r"config\.yaml"):
         claim(load_config(tiny_settings))
+
+
+def test_a_run_from_before_a_key_goes_on_with_its_default(tiny_settings):
+    config = load_config(tiny_settings)
+    stored = claim(config) / "config.yaml"
+    settings = yaml.safe_load(stored.read_text())
+    del settings["value"]["repeats"], settings["designer"]["photometrics"]
+    stored.write_text(yaml.safe_dump(settings))
+    assert claim(config) == stored.parent
+    stored.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=r"differs at value\.until:"):
+        claim(load_config(tiny_settings, ["value.until=5"]))

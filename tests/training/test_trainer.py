@@ -1,5 +1,6 @@
 """The loop as a whole: exact resume, interrupts, and the bottlenecks between labels and weights."""
 
+import itertools
 import json
 import os
 import signal
@@ -170,6 +171,28 @@ def test_rollouts_leave_no_trace_in_the_learner_either(tiny_settings):
     tiny_settings["designer"]["learning_rate"] = 0
     without = {key: value for key, value in tiny_settings.items() if key not in ("designer", "feedback")}
     assert same(learner_states(by_rollout(tiny_settings))[0], learner_states(without)[0])
+
+
+def test_after_its_time_the_designer_rests_and_value_is_not_measured(tiny_settings, tmp_path):
+    tiny_settings["value"] |= {"until": 5}
+    tiny_settings["log"]["every"] = 1
+    run = train(tiny_settings)
+    records = lines(run.output)
+    assert [record["value"] is not None for record in records] == [True] * 5 + [False]
+    laws = [{name: r[name] for name in r if name.startswith(("kl/", "policy/"))} for r in records]
+    assert laws[4] == laws[5]
+    assert "u_reliability" in records[4] and "u_reliability" not in records[5]
+    trainer = Trainer(load_config(tiny_settings))
+    designers, seen = [], []
+    for batch in itertools.islice(trainer.loader, 6):
+        trainer.train_step(batch)
+        designers.append({name: tensor.clone() for name, tensor in trainer.designer.state_dict().items()})
+        seen.append(batch.images[: trainer.value_step.config.batch])
+    moved = [not same(*pair) for pair in itertools.pairwise(designers)]
+    assert moved == [False, True, False, True, False]  # by value steps after steps 2 and 4
+    assert trainer.value_step.count == 3
+    left_with = trainer.designer.policy(seen[4]).describe()["global/grey_p"].detach()
+    assert laws[5]["policy/global/grey_p"] == pytest.approx(float(left_with), rel=1e-5)
 
 
 def test_otherwise_labels_reach_the_learner_through_the_task(tiny_settings):

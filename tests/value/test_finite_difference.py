@@ -69,13 +69,13 @@ def test_agrees_with_the_exact_gradient_by_every_surface(
         assert F.cosine_similarity(close[term], expected, dim=0) > 0.999, term
 
 
-@pytest.mark.parametrize("surface", ["crops", "photometrics", "masks"])
+@pytest.mark.parametrize("surface", ["crops", "photometrics", "masks", "targets"])
 def test_in_a_bf16_run_it_still_agrees_with_the_exact_gradient_in_fp32(
     make_learner, make_designer, make_setting, direction, images, keys, surface
 ):
     learner = make_learner()
     setting, u = make_setting(learner), direction(learner)
-    designer = make_designer()
+    designer = make_designer(surfaces=["crops", "photometrics", "masks", "targets"])
     task = opened(designer(images, keys), frozenset({surface}))
     views = setting.renderer(images, task)
     seen = set()

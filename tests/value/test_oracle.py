@@ -1,5 +1,7 @@
 """u and its null, gradients of the loss terms, and how a task is ranked by them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,22 @@ def test_one_gradient_serves_every_u(
     for term, value in expected.items():
         torch.testing.assert_close(found[term][0], value.detach(), rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(found[term][1], -2 * found[term][0], rtol=1e-4, atol=1e-6)
+
+
+def test_in_a_bf16_run_the_last_blocks_stay_fp32(make_learner, make_designer, make_setting, direction, keys):
+    """As in the value step, so that rounding is the trunk's and the teacher's alone."""
+    learner, designer = make_learner(), make_designer()
+    setting, u = make_setting(learner), [direction(learner)]
+    seen = {number: set() for number in (0, 3)}
+    for number, dtypes in seen.items():
+        learner.student.backbone.vit.blocks[number].mlp.register_forward_hook(
+            lambda *call, dtypes=dtypes: dtypes.add(call[-1].dtype)
+        )
+    exact = values(term_gradients(setting, designer, keys), u)
+    close = values(term_gradients(replace(setting, bf16=True), designer, keys), u)
+    assert seen == {0: {torch.float32, torch.bfloat16}, 3: {torch.float32}}
+    for term, value in exact.items():
+        torch.testing.assert_close(close[term], value, rtol=0.1, atol=0.05 * value.abs().max().item() + 0.05)
 
 
 def test_a_task_is_ranked_against_what_permuted_labels_make_of_it():

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from vpt_vision.designers import Designer
-from vpt_vision.value import Occasion, finite_difference_value, population
+from vpt_vision.errors import UserError
+from vpt_vision.value import Occasion, finite_difference_value, population, score
 
 SURFACES = frozenset({"crops", "photometrics"})
 
@@ -138,6 +139,38 @@ def test_images_that_look_the_same_give_no_nan(occasion):
     made = occasion(lambda outputs: outputs["numbers"].sum())
     same = {name: torch.ones_like(value) for name, value in made.features.items()}
     assert all(value.isfinite().all() for value in gradient(replace(made, features=same)).values())
+
+
+def test_what_cannot_be_searched_is_told(occasion, make_designer, images, keys):
+    made = occasion(lambda outputs: outputs["numbers"].sum())
+    with pytest.raises(UserError, match=r"outputs of Stub .* none shapes mask_ratio or targets"):
+        population(made, frozenset({"mask_ratio", "targets"}), pairs=1, sigma=0.1)
+    with pytest.raises(UserError, match="surface_of does not say which surface 'more' shapes"):
+        population(
+            replace(made, outputs={**made.outputs, "more": torch.zeros(6, 1)}), SURFACES, pairs=1, sigma=0.1
+        )
+    crops = occasion_of(make_designer(surfaces=["crops"]), images, keys, lambda task: torch.zeros(()))
+    with pytest.raises(
+        UserError, match=r"value\.estimators\.masks is score, .* LearnedDesigner has no density"
+    ):
+        score(crops, frozenset({"crops", "masks"}), draws=2)
+
+
+def test_a_head_that_reads_nothing_is_searched_by_what_all_images_share(occasion):
+    slope, seen = torch.tensor([1.0, -2.0, 0.5]), []
+
+    def goal(outputs):
+        seen.append(outputs["numbers"])
+        return torch.sin(outputs["numbers"]).mean(0) @ slope
+
+    made = occasion(goal)
+    nothing = made.features | {"numbers": torch.zeros(6, 0)}
+    found = gradient(replace(made, features=nothing), pairs=400, sigma=0.02)["numbers"]
+    exact = torch.cos(made.outputs["numbers"].detach()) * slope / 6
+    torch.testing.assert_close(found.sum(0), exact.sum(0), rtol=0.1, atol=0.1)
+    directions = (torch.stack(seen[0::2]) - torch.stack(seen[1::2])) / 0.04  # [pairs, images, numbers]
+    torch.testing.assert_close(directions, directions[:, :1].expand_as(directions), rtol=1e-2, atol=1e-2)
+    assert directions.square().mean().item() == pytest.approx(1, abs=0.1)
 
 
 def occasion_of(designer: Designer, images, keys, judge):

@@ -5,8 +5,10 @@ import torch
 
 from vpt_kernels import PackedImages
 from vpt_vision.designers import FixedDesigner
+from vpt_vision.errors import UserError
 from vpt_vision.feedback import Examples
-from vpt_vision.value import ValueStep
+from vpt_vision.value import ValueConfig, ValueStep
+from vpt_vision.value.leash import LeashConfig
 
 TEMPERATURE = 0.07
 
@@ -127,6 +129,27 @@ def test_the_price_of_kl_draws_the_designer_back(make_step, images, keys):
         assert reports[-1][f"kl/{surface}"] < 0.8 * reports[0][f"kl/{surface}"]
 
 
+def test_a_designer_of_ones_own_may_price_kl_too(make_step, images, keys):
+    learned = make_step(designer={"apart": 0.3, "kl_weight": 0.0})
+    learned.designer.kl_weight = 0.7
+
+    def step(**leash):
+        return ValueStep(
+            learned.config.model_copy(update={"leash": LeashConfig(**leash)}),
+            learner=learned.learner,
+            designer=learned.designer,
+            renderer=learned.renderer,
+            feedback=learned.feedback_gradient.feedback,
+        )
+
+    assert step()(images, keys, TEMPERATURE)["leash/kl_weight"] == pytest.approx(0.7)
+    held = step(kl_target=1e-3)
+    assert run(held, images, keys, 2)[-1]["leash/kl_weight"] > 0.7
+    learned.designer.kl_weight = 0.0
+    with pytest.raises(UserError, match="has it as an attribute, kl_weight"):
+        step(kl_target=1e-3)
+
+
 def test_a_fixed_recipe_is_measured_and_left_alone(make_step, recipe, images, keys):
     learned = make_step(designer={"apart": 0.0})
     fixed = ValueStep(
@@ -193,3 +216,93 @@ def test_resuming_is_exact(make_step, images, keys):
         expected = undisturbed(images, keys._replace(step=number), TEMPERATURE)
         assert resumed(images, keys._replace(step=number), TEMPERATURE) == expected
     assert torch.equal(weights(resumed), weights(undisturbed))
+
+
+def test_repeats_are_steps_by_other_random_numbers(make_step, images, keys):
+    """Three repeats at one learner are three value steps whose u is the first one's."""
+    shared = {"normalise": "none", "pace": "full", "every": 4}
+    settings = {"designer": {"surfaces": ["crops"], "learning_rate": 0.05}, **shared}
+    once = make_step(**settings)
+    start = weights(once)
+    report = once(images, keys, TEMPERATURE)
+    thrice = make_step(**settings, repeats=3)
+    first, u = thrice(images, keys, TEMPERATURE), thrice.feedback_gradient.u
+    assert torch.equal(report["value"], first["value"])  # told of the policy before it moved
+    law = thrice.designer.policy(images)
+    torch.testing.assert_close(first["kl/crops"], law.kl()["crops"].mean())  # told of the one after
+    held = make_step(**settings)
+    held.feedback_gradient.update(held.learner.student.backbone, keys)
+    held.feedback_gradient.update = lambda backbone, keys: dict(once.feedback_gradient.latest)
+    for number in range(3):
+        held(images, keys._replace(step=keys.step + number), TEMPERATURE)
+    assert all(torch.equal(u[name], value) for name, value in held.feedback_gradient.u.items())
+    torch.testing.assert_close(weights(thrice), weights(held))
+    assert not torch.equal(weights(once), weights(thrice)) and not torch.equal(start, weights(once))
+    for surface, estimator in (("masks", "finite_difference"), ("crops", "rollout")):
+        told = {"designer": {"surfaces": [surface]}, "estimators": {surface: estimator}}
+        with pytest.raises(UserError, match="only these searches repeat"):
+            make_step(**told, every=4, repeats=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"until": 8, "burn_in": 8}, "set until to 9 or more"),
+        ({"every": 8, "burn_in": 1, "until": 8}, "set until to 9 or more"),
+        ({"every": 8, "repeats": 9}, "raise every or lower repeats"),
+        ({"every": 8, "repeats": 9, "until": 9}, "raise every or lower repeats"),
+    ],
+)
+def test_times_that_cannot_be_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        ValueConfig(**settings)
+    ValueConfig(every=8, burn_in=1, until=9, repeats=60)
+    ValueConfig(every=8, until=8, repeats=60)
+
+
+def test_terms_choose_what_is_climbed(make_step, images, keys):
+    step = make_step(learner={"koleo_weight": 0.5}, terms={"koleo": 2.0}, normalise="none")
+    report = step(images, keys, TEMPERATURE)
+    torch.testing.assert_close(report["objective"], 2 * report["value/koleo"])
+    torch.testing.assert_close(report["value"], 2 * report["value/koleo"])
+    by_cosine = make_step(
+        learner={"koleo_weight": 0.5}, terms={"koleo": 2.0}, normalise="cosine", guard={"every": 1}
+    )
+    report = by_cosine(images, keys, TEMPERATURE)
+    torch.testing.assert_close(report["objective"], 2 * report["cosine/koleo"])
+    torch.testing.assert_close(report["cosine"], report["cosine/koleo"])
+    for terms, says in (({"dinov": 1.0}, "names 'dinov'"), ({"dino": 0.0}, "weighs no loss term above 0")):
+        with pytest.raises(UserError, match=says):
+            make_step(terms=terms)
+
+
+def test_a_designer_whose_refinement_learns_cannot_repeat(make_step, images, keys):
+    """It is told before the designer moves."""
+    step = make_step(designer={"surfaces": ["crops"]}, every=4, repeats=2)
+    refine, start = step.designer.refine, weights(step)
+    step.designer.refine = lambda *task: refine(*task)._replace(penalties={"own": torch.zeros(())})
+    with pytest.raises(UserError, match="a gradient or a penalty of its own"):
+        step(images, keys, TEMPERATURE)
+    assert torch.equal(start, weights(step))
+
+
+def test_a_skipped_repeat_is_told(make_step, images, keys):
+    step = make_step(designer={"surfaces": ["crops"]}, every=4, repeats=3)
+    taken = []
+    search = step._search_goal
+
+    def broken_once(*occasion):
+        taken.append(1)
+        return search(*occasion) * (float("nan") if len(taken) == 2 else 1.0)
+
+    step._search_goal = broken_once
+    report = step(images, keys, TEMPERATURE)
+    assert len(taken) == 3 and report["designer_skipped"] == 1 and weights(step).isfinite().all()
+
+
+def test_a_term_without_weight_may_be_what_it_will(make_step, images, keys):
+    step = make_step(designer={"surfaces": ["crops"]}, terms={"dino": 1.0}, normalise="none")
+    measure = step.objective._values
+    step.objective._values = lambda *task: measure(*task) | {"ibot": torch.tensor(float("nan"))}
+    report = step(images, keys, TEMPERATURE)
+    assert report["objective"].isfinite() and report["designer_skipped"] == 0

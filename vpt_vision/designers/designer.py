@@ -56,6 +56,7 @@ class Designer(nn.Module, ABC):
     learns_from: ClassVar[Literal["nothing", "value", "loss"]] = "nothing"  # what its own step ascends
     surfaces: frozenset[Surface] = frozenset()  # what of the recipe it controls
     surface_of: ClassVar[Mapping[str, Surface]] = {}  # which surface each head's output shapes
+    kl_weight: float = 0.0  # price in value of one nat of KL from the recipe, where value teaches it
 
     def features(self, images: PackedImages) -> dict[str, Tensor]:
         """Return what each head reads of `images`: [B, D] or [B, D, R, C] by its name."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from vpt_vision.designers.designer import Designer
 from vpt_vision.designers.distributions import Kumaraswamy
 from vpt_vision.designers.mask_ratio import RatioBend
 from vpt_vision.designers.masks import MaskBend
-from vpt_vision.designers.network import STRIDE, ThumbnailNetwork
+from vpt_vision.designers.network import STRIDE, Constant, NoNetwork, ThumbnailNetwork
 from vpt_vision.designers.photometrics import EVENTS, STRENGTHS, PhotometricBend
 from vpt_vision.designers.policy import Policy, RecipeLaws, Surface
 from vpt_vision.designers.recipe import RecipeConfig
@@ -46,6 +47,19 @@ class TargetsConfig(Config):
         return self
 
 
+class BentPhotometricsConfig(Config):
+    """How many numbers the surface of photometrics has: 15 for each kind of view unless told otherwise."""
+
+    strengths: bool = Field(
+        True,
+        description="false: strengths stay the recipe's, and only the 5 probabilities of flip, jitter, grey, "
+        "blur and solarising are bent",
+    )
+    shared: bool = Field(
+        False, description="true: global and local views are bent by the same numbers; false: each by its own"
+    )
+
+
 class LearnedDesignerConfig(Config):
     """A network that bends the recipe, and how it learns."""
 
@@ -55,6 +69,11 @@ class LearnedDesignerConfig(Config):
         min_length=1,
         description="what it controls, of crops, photometrics, masks (which patches), mask_ratio (how many) "
         "and targets; the rest stays the recipe's",
+    )
+    reads: Literal["image", "nothing"] = Field(
+        "image",
+        description="nothing: one law for all images, with a parameter for each of its numbers; places in "
+        "the image, of crops and tokens, stay the recipe's",
     )
     thumbnail: int = Field(
         64,
@@ -82,6 +101,9 @@ class LearnedDesignerConfig(Config):
         gt=0,
         description="largest |log a| and |log b| of the mask ratio's law; more of it pads iBOT's rows more",
     )
+    photometrics: BentPhotometricsConfig = Field(
+        BentPhotometricsConfig(), description="how many numbers the surface of photometrics has"
+    )
     targets: TargetsConfig = Field(TargetsConfig(), description="bounds of the surface targets")
     learning_rate: float = Field(1e-3, ge=0, description="of the designer's AdamW; 0 leaves it at the recipe")
     weight_decay: float = Field(0.0, ge=0, description="of the designer's AdamW")
@@ -89,6 +111,21 @@ class LearnedDesignerConfig(Config):
         0.0, ge=0, le=1, description="share of the images whose task is always the fixed recipe's"
     )
     kl_weight: float = Field(0.01, ge=0, description="price in value of one nat of KL from the recipe")
+
+    @model_validator(mode="after")
+    def _has_something_to_say(self) -> LearnedDesignerConfig:
+        if self.reads == "nothing":
+            if "masks" in self.surfaces:
+                raise ValueError(
+                    "reads: nothing cannot say which patches of an image to hide; take masks from surfaces "
+                    "(mask_ratio is how many)"
+                )
+            if set(self.surfaces) == {"targets"} and not (self.targets.temperature or self.targets.mix):
+                raise ValueError(
+                    "reads: nothing cannot weigh tokens or images; give targets.temperature or targets.mix "
+                    "a bound above 0"
+                )
+        return self
 
 
 class LearnedDesigner(Designer):
@@ -114,25 +151,33 @@ class LearnedDesigner(Designer):
         super().__init__()
         self.config = config
         self.surfaces = frozenset(config.surfaces)
+        self.kl_weight = config.kl_weight
         self.laws = RecipeLaws(recipe, patch_size)
-        self.network = ThumbnailNetwork(config.thumbnail, config.width, config.blocks)
+        sees = config.reads == "image"
+        self.network: ThumbnailNetwork | NoNetwork = (
+            ThumbnailNetwork(config.thumbnail, config.width, config.blocks) if sees else NoNetwork()
+        )
         self.heads = nn.ModuleDict()
         pooled = self.network.features
+        numbers: Callable[[int], nn.Module] = partial(nn.Linear, pooled) if sees else Constant
         if "crops" in self.surfaces:
-            self.heads["crop_shapes"] = nn.Linear(pooled, _KINDS * _SHAPES)
-            self.heads["crop_fields"] = nn.Conv2d(pooled, _KINDS, 1)
+            self.heads["crop_shapes"] = numbers(_KINDS * _SHAPES)
+            if sees:
+                self.heads["crop_fields"] = nn.Conv2d(pooled, _KINDS, 1)
         if "photometrics" in self.surfaces:
-            self.heads["photometrics"] = nn.Linear(pooled, _KINDS * (2 * len(STRENGTHS) + len(EVENTS)))
+            bent = config.photometrics
+            of_kind = 2 * len(STRENGTHS) * bent.strengths + len(EVENTS)
+            self.heads["photometrics"] = numbers((1 if bent.shared else _KINDS) * of_kind)
         if "masks" in self.surfaces:
             self.heads["masks"] = nn.Conv2d(pooled, 1, 1)
         if "mask_ratio" in self.surfaces:
-            self.heads["mask_ratio"] = nn.Linear(pooled, 2)
+            self.heads["mask_ratio"] = numbers(2)
         if "targets" in self.surfaces:
             bounds = config.targets
-            if bounds.tokens:
+            if bounds.tokens and sees:
                 self.heads["token_weights"] = nn.Conv2d(pooled, 1, 1)
             if bounds.samples or bounds.temperature or bounds.mix:
-                self.heads["target_numbers"] = nn.Linear(pooled, 2 + len(MIXED))
+                self.heads["target_numbers"] = numbers(2 + len(MIXED))
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
@@ -213,7 +258,10 @@ class LearnedDesigner(Designer):
             return []
         shapes = _bounded(outputs["crop_shapes"], self.config.shape_bound)
         shapes = shapes.T.reshape(_KINDS, _SHAPES, -1)
-        fields = _bounded(outputs["crop_fields"], self.config.field_bound).unbind(1)
+        if "crop_fields" in outputs:
+            fields = _bounded(outputs["crop_fields"], self.config.field_bound).unbind(1)
+        else:
+            fields = shapes.new_zeros(_KINDS, shapes.shape[-1], 1, 1).unbind()
         return [
             CropBend(Kumaraswamy(area_a, area_b), Kumaraswamy(aspect_a, aspect_b), field)
             for (area_a, area_b, aspect_a, aspect_b), field in zip(shapes, fields, strict=True)
@@ -223,14 +271,16 @@ class LearnedDesigner(Designer):
         """One bend for global and one for local views; none where photometrics stay the recipe's."""
         if "photometrics" not in self.surfaces:
             return []
-        raw = outputs["photometrics"]
+        raw, bent = outputs["photometrics"], self.config.photometrics
         bends = []
-        for kind in raw.T.reshape(_KINDS, -1, len(raw)):
-            log_a, log_b, offsets = kind.split([len(STRENGTHS), len(STRENGTHS), len(EVENTS)])
-            bound = self.config.shape_bound
-            strengths = Kumaraswamy(_bounded(log_a, bound), _bounded(log_b, bound))
+        for kind in raw.T.reshape(1 if bent.shared else _KINDS, -1, len(raw)):
+            shapes, offsets = kind.split([len(kind) - len(EVENTS), len(EVENTS)])
+            if bent.strengths:
+                strengths = Kumaraswamy(*_bounded(shapes, self.config.shape_bound).chunk(2))
+            else:
+                strengths = Kumaraswamy.uniform(len(STRENGTHS), len(raw), device=raw.device)
             bends.append(PhotometricBend(strengths, _bounded(offsets, self.config.logit_bound)))
-        return bends
+        return bends * _KINDS if bent.shared else bends
 
     def _masks(self, outputs: dict[str, Tensor]) -> MaskBend | None:
         if "masks" not in self.surfaces:
@@ -255,7 +305,9 @@ class LearnedDesigner(Designer):
             sample = _bounded(raw_sample, bounds.samples) if bounds.samples else None
             temperature = _bounded(raw_temperature, bounds.temperature) if bounds.temperature else None
             mix = _bounded(torch.stack(raw_mix), bounds.mix) if bounds.mix else None
-        field = _bounded(outputs["token_weights"][:, 0], bounds.tokens) if bounds.tokens else None
+        field = (
+            _bounded(outputs["token_weights"][:, 0], bounds.tokens) if "token_weights" in outputs else None
+        )
         return TargetBend(field, sample, temperature, mix)
 
 

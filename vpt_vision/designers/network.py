@@ -1,4 +1,4 @@
-"""The small network that reads a source image once."""
+"""The small network that reads a source image once, and what stands in its place where none is read."""
 
 from __future__ import annotations
 
@@ -60,3 +60,26 @@ class ThumbnailNetwork(nn.Module):
         half = torch.full((3,), 0.5, device=images.device)
         views = Views.unchanged(boxes, self.thumbnail)
         return views.render(images, mean=half, std=half, interpolation="bilinear")[0]
+
+
+class NoNetwork(nn.Module):
+    """Features of no image: none at all."""
+
+    features = 0
+
+    def forward(self, images: PackedImages) -> tuple[Tensor, Tensor]:
+        """Return pooled features [B, 0] and their map [B, 0, 1, 1]."""
+        none = torch.zeros(len(images), 0, device=images.device)
+        return none, none[..., None, None]
+
+
+class Constant(nn.Module):
+    """A head that says the same `says` numbers of every image."""
+
+    def __init__(self, says: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(says))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [B, says] for features of B images."""
+        return self.bias.expand(len(features), -1)

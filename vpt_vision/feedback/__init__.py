@@ -1,5 +1,6 @@
 """Feedback: labelled examples, light heads, and the gradient u of their losses."""
 
+from vpt_vision.feedback.beyond_chance import BeyondChance
 from vpt_vision.feedback.classification import ClassificationConfig, ClassificationFeedback
 from vpt_vision.feedback.config import FeedbackConfig, build_feedback
 from vpt_vision.feedback.depth import DepthConfig, DepthFeedback
@@ -21,6 +22,7 @@ from vpt_vision.feedback.segmentation import SegmentationConfig, SegmentationFee
 from vpt_vision.feedback.task import Feedback, FeedbackTask, Split, WeightedTask
 
 __all__ = [
+    "BeyondChance",
     "ClassificationConfig",
     "ClassificationFeedback",
     "DepthConfig",

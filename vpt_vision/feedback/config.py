@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from vpt_vision.data import build_source
 from vpt_vision.errors import UserError
 from vpt_vision.factory import Factory, import_factory
+from vpt_vision.feedback.beyond_chance import BeyondChance
 from vpt_vision.feedback.classification import ClassificationConfig, ClassificationFeedback
 from vpt_vision.feedback.depth import DepthConfig, DepthFeedback
 from vpt_vision.feedback.permuted import PermutedLabels
@@ -73,6 +74,12 @@ class FeedbackConfig(Config):
     )
     labels: Literal["given", "permuted"] = Field(
         "given", description="permuted: a control, labels are dealt anew among the images of each split"
+    )
+    null_heads: int = Field(
+        0,
+        ge=0,
+        description="heads fitted to labels dealt at random, whose mean loss is taken off each task's: u "
+        "then leaves out what any labels would ask for. 0: as published",
     )
     every: int = Field(
         1,
@@ -142,6 +149,8 @@ def build_feedback(
             built = build(task)
             if config.labels == "permuted":
                 built = PermutedLabels(built, seed)
+            if config.null_heads:
+                built = BeyondChance(built, config.null_heads, seed)
             tasks[name] = WeightedTask(built, task.weight, task.batch)
         except UserError as error:
             raise UserError(f"feedback task '{name}': {error}") from error

@@ -16,7 +16,7 @@ from vpt_vision.learner.backbone import Backbone, Features
 from vpt_vision.task import Keys
 
 BATCH_STREAM = 902  # of `keyed_uniform`: which meta examples a step draws
-CHUNK = 256  # images per forward pass where no gradient is taken
+CHUNK = 256  # images per forward pass
 
 Direction = dict[str, Tensor]  # one tensor per tail parameter, by `Backbone.tail_parameters`' names
 Halves = tuple[Direction, Direction]  # the same of either half of a meta split
@@ -67,12 +67,17 @@ def feedback_gradient(
     """
     parameters = backbone.tail_parameters(tail_blocks)
     with evaluating(backbone):
-        with torch.no_grad():
-            tail_input = backbone.trunk(
-                task.images(split, index, backbone.mask_token.device), None, tail_blocks
-            )
+        chunks = []
+        for chunk in torch.split(index, CHUNK):
+            with torch.no_grad():
+                images = task.images(split, chunk, backbone.mask_token.device)
+                tail_input = backbone.trunk(images, None, tail_blocks)
+            with torch.enable_grad():
+                chunks.append(backbone.tail(tail_input))
         with torch.enable_grad():
-            loss = task.loss(backbone.tail(tail_input), split, index)
+            loss = task.loss(
+                Features(*(torch.cat(parts) for parts in zip(*chunks, strict=True))), split, index
+            )
         gradient = torch.autograd.grad(loss, list(parameters.values()))
     return LossAndGradient(loss.detach(), dict(zip(parameters, gradient, strict=True)))
 

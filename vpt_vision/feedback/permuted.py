@@ -30,6 +30,10 @@ class PermutedLabels:
         self.task = copy.copy(task)
         self.seed = seed
 
+    def __copy__(self) -> PermutedLabels:
+        """A task with a head of its own on the same examples and permutation."""
+        return PermutedLabels(self.task, self.seed)
+
     def count(self, split: Split) -> int:
         """Count the examples of a split."""
         return self.task.count(split)
@@ -56,6 +60,14 @@ class PermutedLabels:
         self.task.load_state_dict(state)
 
     def _permutation(self, split: Split) -> Tensor:
-        """Number of the label that each image gets; splits of one size share it, so that folds stay apart."""
+        """Number of the label that each image gets; splits of one size share it, so that folds stay apart.
+
+        Even numbers are dealt among even ones and odd among odd: the halves of meta, whose agreement tells
+        how far u can be trusted, stay halves, and with two folds each is judged by a head of its own.
+        """
         count = self.task.count(split)
-        return keyed_uniform(self.seed, 0, torch.arange(count), PERMUTATION_STREAM, 1)[:, 0].argsort()
+        draws = keyed_uniform(self.seed, 0, torch.arange(count), PERMUTATION_STREAM, 1)[:, 0]
+        dealt = torch.empty(count, dtype=torch.int64)
+        for half in (0, 1):
+            dealt[half::2] = half + 2 * draws[half::2].argsort()
+        return dealt

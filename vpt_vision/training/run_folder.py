@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vpt_vision.config import RunConfig, differing_keys, dump_config, read_yaml
+from vpt_vision.config import RunConfig, differing_keys, dump_config, load_config
 from vpt_vision.errors import UserError
 from vpt_vision.training.checkpoint import checkpoint_paths, read_checkpoint
 
@@ -28,7 +28,9 @@ def claim(config: RunConfig) -> Path:
     stored = output / CONFIG_FILE
     part = stored.with_suffix(".part")
     if stored.exists():
-        changed = differing_keys(read_yaml(stored), config.model_dump(mode="json"))
+        # Read as a config, so that keys which are newer than the run have their defaults, as it had.
+        before = load_config(stored).model_dump(mode="json")
+        changed = differing_keys(before, config.model_dump(mode="json"))
         changed = [key for key in changed if not key.startswith(FREE)]
         if changed:
             raise UserError(

@@ -308,7 +308,11 @@ class Trainer:
 
     def _record(self, wait: DataWait) -> dict[str, float | int | None]:
         """One line of the log: the only place in the loop that waits for the device."""
-        values = {} if self.value_step is None else self.value_step.latest
+        values: dict[str, Tensor] = {}
+        if self.value_step is not None:
+            values = self.value_step.latest
+            if self.value_step.over(self.steps_done):
+                self.value_step.rest()
         phases = self.timer.read()
         online, self.online_figures = self.online_figures, {}
         return {

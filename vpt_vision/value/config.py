@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vpt_vision.schema import Config
 from vpt_vision.value.estimator import EstimatorsConfig
@@ -19,6 +19,19 @@ class ValueConfig(Config):
     every: int = Field(8, ge=1, description="learner steps from one value step to the next")
     burn_in: int = Field(
         0, ge=0, description="learner steps in which value is measured but the designer rests"
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="steps of the designer at each value step, by other random numbers each: one u and one "
+        "learner serve them all. For the estimators population and score",
+    )
+    until: int | None = Field(
+        None,
+        ge=1,
+        description="learner step from which a designer that learns from value stays as it is and value is "
+        "measured no more, so that the rest of the run costs little over the recipe's; the guard has only "
+        "the looks before it. null: none",
     )
     batch: int = Field(32, ge=2, description="images of the learner's batch that value is measured on")
     tail_blocks: int = Field(
@@ -36,6 +49,11 @@ class ValueConfig(Config):
         description="derivatives of value go through the teacher's targets and their balance too; false "
         "holds these, which is cheaper, and wrong where one image's views shift the targets of others",
     )
+    terms: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        description="weights of the loss terms (dino, ibot, koleo, gram) in what the designer climbs, 0 for "
+        "one left out; null: the learner's. The learner's own loss stays as it is",
+    )
     rho: float = Field(
         1e-3, gt=0, description="finite difference: length of the step, in lengths of the weights"
     )
@@ -50,6 +68,11 @@ class ValueConfig(Config):
         description="identity: value of a plain gradient step, as published; adamw: of the step that the "
         "learner's AdamW makes of it",
     )
+    lead: bool = Field(
+        False,
+        description="true: u is taken where momentum and weight decay carry the last blocks in the next "
+        "step, whatever the task; false: where the learner stands, as published",
+    )
     normalise: Literal["running", "cosine", "none"] = Field(
         "running",
         description="running: each loss term's value is divided by its running size; cosine: by the lengths "
@@ -62,3 +85,18 @@ class ValueConfig(Config):
     )
     leash: LeashConfig = Field(LeashConfig(), description="how the designer is held close to the recipe")
     guard: GuardConfig = Field(GuardConfig(), description="what held-out examples have to say")
+
+    @model_validator(mode="after")
+    def _time_to_learn(self) -> ValueConfig:
+        first = -(-self.burn_in // self.every) * self.every  # value step at which the designer may learn
+        if self.until is not None and self.until <= first:
+            raise ValueError(
+                f"until is {self.until}, and the first value step after burn_in comes at step {first}, so "
+                f"the designer would never learn: set until to {first + 1} or more, or lower burn_in"
+            )
+        if self.repeats > self.every and (self.until is None or self.until > first + self.every):
+            raise ValueError(
+                f"repeats is {self.repeats} and every {self.every}: repeats draw by the random numbers of "
+                "the steps up to the next value step, so raise every or lower repeats"
+            )
+        return self

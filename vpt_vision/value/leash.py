@@ -29,7 +29,9 @@ class LeashConfig(Config):
         description="KL, summed over surfaces, that the price of KL is adapted to hold; null: the price "
         "stays designer.kl_weight",
     )
-    kl_rate: float = Field(0.2, gt=0, description="largest change of the price's logarithm per value step")
+    kl_rate: float = Field(
+        0.2, gt=0, description="largest change of the price's logarithm per step of the designer"
+    )
     kl_bound: float | None = Field(
         None,
         gt=0,
@@ -50,12 +52,12 @@ class Leash:
 
     The price is w KL + entropy_weight Σ_s (floor - H_s)_+ with H_s the entropy of surface s over the
     recipe's. With a target the weight w moves against the KL: log w += rate · clamp(KL / target - 1, ±1) at
-    every value step, as PPO adapts its penalty (Schulman et al. 2017, arXiv 1707.06347, section 4,
+    every step of the designer, as PPO adapts its penalty (Schulman et al. 2017, arXiv 1707.06347, section 4,
     smoothed).
 
     Args:
         config: see there.
-        kl_weight: w at the start, `designer.kl_weight`.
+        kl_weight: w at the start, the designer's.
         bends: whether the designer's tasks have a law that is the recipe's but for its surfaces.
 
     Raises:
@@ -74,7 +76,7 @@ class Leash:
         if config.kl_target is not None and kl_weight == 0:
             raise UserError(
                 "value.leash.kl_target adapts designer.kl_weight by factors, and that is 0: give it a start, "
-                "such as 0.01."
+                "such as 0.01 (a designer of your own has it as an attribute, kl_weight)."
             )
         self.config = config
         self.start = kl_weight

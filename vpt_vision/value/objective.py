@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vpt_vision.collectives import all_reduce_mean
 from vpt_vision.designers import Refined
+from vpt_vision.errors import UserError
 from vpt_vision.feedback import Direction, cosine, inner
 from vpt_vision.value.config import ValueConfig
 from vpt_vision.value.exact import exact_value
@@ -28,8 +29,25 @@ class Measured(NamedTuple):
     objective: Tensor  # scalar; leads back to the designer where the task does
 
 
+def valued_weights(terms: Mapping[str, float] | None, of_learner: Mapping[str, float]) -> dict[str, float]:
+    """Return w_k of each of the learner's loss terms in value: `terms`, or where that is None the learner's.
+
+    Raises `UserError` where `terms` names one that the learner does not have, or weighs none above 0.
+    """
+    if terms is None:
+        return dict(of_learner)
+    if unknown := sorted(terms.keys() - of_learner.keys()):
+        raise UserError(
+            f"value.terms names '{unknown[0]}', and the learner's loss has {', '.join(of_learner)}: take it "
+            "out, or give the term a weight in the learner."
+        )
+    if not any(terms.values()):
+        raise UserError("value.terms weighs no loss term above 0: give one a weight, or leave it out.")
+    return {term: terms.get(term, 0.0) for term in of_learner}
+
+
 class Objective:
-    """Σ_k w_k V_k / s_k, with the learner's weight w_k of loss term k and the size s_k of its value.
+    """Σ_k w_k V_k / s_k, with the weight w_k of loss term k in value and the size s_k of V_k.
 
     s_k is 1, the running size of V_k, or ‖P u‖ ‖∇L_k‖, which makes of V_k / s_k the cosine. The cosine has
     the gradient of ⟨d_k, ∇L_k⟩ for the held direction d_k = (P u/‖P u‖ - cos_k ∇L_k/‖∇L_k‖) / ‖∇L_k‖: what
@@ -55,12 +73,14 @@ class Objective:
         return Measured(over_ranks, self.weighted(values))
 
     def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Sum over the loss terms with the learner's weights."""
-        return torch.stack([self.weights[term] * value for term, value in terms.items()]).sum()
+        """Sum over the loss terms with their weights in value; one without weight is left out, NaN or not."""
+        return torch.stack(
+            [self.weights[term] * value for term, value in terms.items() if self.weights[term]]
+        ).sum()
 
     def _values(self, setting: Setting, refined: Refined, u: Direction) -> dict[str, Tensor]:
         """V_k of each loss term; with a graph where one leads back to the designer."""
-        with torch.set_grad_enabled(_leads_back(refined) and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(leads_back(refined) and torch.is_grad_enabled()):
             if self.exact:
                 return exact_value(setting, refined.task, refined.views, u)
             return finite_difference_value(setting, refined.task, refined.views, u, rho=self.config.rho)
@@ -68,7 +88,7 @@ class Objective:
     def aligned(self, gradients: Mapping[str, Direction], u: Direction) -> Tensor:
         """How far the terms' gradients lie along `u`, whatever their lengths: a scalar in [-1, 1].
 
-        The mean of the terms' cosines by the learner's weights; with `normalise: none` the cosine of the
+        The mean of the terms' cosines by their weights in value; with `normalise: none` the cosine of the
         weighted sum, in which a longer gradient says more.
         """
         if self.config.normalise == "none":
@@ -77,10 +97,11 @@ class Objective:
         return self.weighted(cosines) / sum(self.weights.values())
 
     def whole(self, gradients: Mapping[str, Direction]) -> Direction:
-        """The gradient of the learner's loss, given those of its terms."""
-        names = next(iter(gradients.values()))
+        """The gradient of the loss terms' sum by their weights in value, given those of the terms."""
+        valued = {term: part for term, part in gradients.items() if self.weights[term]}
+        names = next(iter(valued.values()))
         return {
-            name: torch.stack([self.weights[term] * part[name] for term, part in gradients.items()]).sum(0)
+            name: torch.stack([self.weights[term] * part[name] for term, part in valued.items()]).sum(0)
             for name in names
         }
 
@@ -88,9 +109,11 @@ class Objective:
         gradients = pretraining_gradients(setting, refined.task, refined.views)
         values = {term: inner(u, gradient) for term, gradient in gradients.items()}
         cosines = {term: cosine(u, gradient) for term, gradient in gradients.items()}
-        if _leads_back(refined) and torch.is_grad_enabled():
+        if leads_back(refined) and torch.is_grad_enabled():
             length = _norm(u)
             for term, gradient in gradients.items():
+                if not self.weights[term]:
+                    continue
                 own = _norm(gradient)  # a term without a gradient has no cosine to raise
                 along = {
                     name: (own > _TINY) * (u[name] / length - cosines[term] * gradient[name] / own) / own
@@ -111,7 +134,7 @@ class Objective:
         self.scale.load_state_dict(state["scale"])
 
 
-def _leads_back(refined: Refined) -> bool:
+def leads_back(refined: Refined) -> bool:
     """Whether a derivative of the task's value leads back to the designer."""
     pixels = (refined.views.global_views, refined.views.local_views)
     return refined.task.has_gradient or any(part.requires_grad for part in pixels)

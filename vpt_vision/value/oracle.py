@@ -24,6 +24,7 @@ from vpt_vision.feedback import (
 )
 from vpt_vision.learner.backbone import Backbone
 from vpt_vision.task import Keys
+from vpt_vision.value.gradient import pretraining_gradients
 from vpt_vision.value.setting import Setting
 
 ROUNDING = 1e-5  # relative, of values in fp32
@@ -84,24 +85,13 @@ def term_gradients(setting: Setting, designer: Designer, keys: Keys) -> dict[str
     The learner is read in eval mode, as the value step reads it; no `.grad` of it is written.
     """
     learner = setting.learner
-    tail = learner.student.backbone.tail_parameters(setting.tail_blocks)
     with evaluating(learner):
         with torch.no_grad():
             task = designer(setting.images, keys)
             views = setting.renderer(setting.images, task)
             with setting.autocast():
                 task, views, *_ = designer.refine(task, views, keys, learner, setting.temperature)
-            teacher = setting.teacher_targets(task, views)
-        with torch.enable_grad(), setting.autocast():
-            outputs = learner.student_outputs(views, task.masks)
-            losses = learner.losses(outputs, teacher, task.masks, task.targets)
-            gradients = {}
-            for term, loss in losses.terms.items():
-                parts = torch.autograd.grad(
-                    loss, list(tail.values()), retain_graph=True, materialize_grads=True
-                )
-                gradients[term] = dict(zip(tail, parts, strict=True))
-    return gradients
+        return pretraining_gradients(setting, task, views)
 
 
 def values(gradients: Mapping[str, Direction], along: Sequence[Direction]) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vpt_kernels import keyed_uniform
-from vpt_vision.designers import Policy, Surface
+from vpt_vision.designers import Designer, Policy, Surface
+from vpt_vision.errors import UserError
 from vpt_vision.task import Keys
 from vpt_vision.value.estimator import Occasion
 
@@ -53,9 +54,9 @@ def antithetic(
     the same for all images, and s a random projection of the head's features, standardised over the batch. So
     a pair asks what a shift of all images' policies does, and one of those images that look alike. For a
     field [B, C, R, C'] only s counts, standardised over images and places: a shift of all places at once
-    leaves the policy as it is. m makes the mean over pairs the projection of ∇_o J on the functions 1 and
-    s, each with as many free numbers as the head has outputs: tens in place of the thousands of weights that
-    lead to them.
+    leaves the policy as it is. A head that reads nothing has ε alone. m makes the mean over pairs the
+    projection of ∇_o J on the functions 1 and s, each with as many free numbers as the head has outputs: tens
+    in place of the thousands of weights that lead to them.
 
     Args:
         occasion: see there.
@@ -63,10 +64,13 @@ def antithetic(
         judge: from a policy to its J, a scalar; random numbers are to be common to all candidates.
         pairs: P, at least 1.
         sigma: σ, the root mean square of a perturbation.
+
+    Raises:
+        UserError: the designer does not say which surface an output shapes, or none shapes one of `surfaces`.
     """
     designer = occasion.designer
     centre = {name: output.detach() for name, output in occasion.outputs.items()}
-    searched = [name for name in centre if designer.surface_of[name] in surfaces]
+    searched = _searched(designer, list(centre), surfaces)
     total = {name: torch.zeros_like(centre[name]) for name in searched}
     with torch.no_grad():
         for pair in range(pairs):
@@ -82,10 +86,28 @@ def antithetic(
 
             slope = (score(+1) - score(-1)) / (2 * sigma)
             for name, direction in directions.items():
-                functions = 2 if direction.ndim == 2 else 1
+                functions = 2 if direction.ndim == 2 and occasion.features[name].shape[1] else 1
                 rows = direction.numel() / direction.shape[1]
                 total[name] += slope * direction * (functions / rows / pairs)
     return torch.stack([(total[name] * occasion.outputs[name]).sum() for name in searched]).sum()
+
+
+def _searched(designer: Designer, outputs: list[str], surfaces: frozenset[Surface]) -> list[str]:
+    """Those of a designer's outputs that shape `surfaces`."""
+    whose = f"the outputs of {type(designer).__name__}"
+    unnamed = [name for name in outputs if name not in designer.surface_of]
+    if unnamed:
+        raise UserError(
+            f"{whose} are searched by moving them, and its surface_of does not say which surface "
+            f"'{unnamed[0]}' shapes: name it there."
+        )
+    searched = [name for name in outputs if designer.surface_of[name] in surfaces]
+    if not searched:
+        raise UserError(
+            f"{whose} are searched by moving them, and none shapes {' or '.join(sorted(surfaces))}: let "
+            "`outputs` return one that does, or choose another estimator in value.estimators."
+        )
+    return searched
 
 
 def _direction(features: Tensor, output: Tensor, keys: Keys, number: int) -> Tensor:
@@ -101,4 +123,6 @@ def _direction(features: Tensor, output: Tensor, keys: Keys, number: int) -> Ten
     by_content = (projected / deviation)[:, None] * own.view(-1, *places)
     if output.ndim > 2:
         return by_content
+    if not reads:
+        return common.expand_as(output)
     return (by_content + common) / math.sqrt(2)

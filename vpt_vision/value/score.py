@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vpt_vision.designers import Surface
+from vpt_vision.errors import UserError
 from vpt_vision.value.estimator import Occasion
 
 
@@ -20,7 +21,7 @@ def score(occasion: Occasion, surfaces: frozenset[Surface], *, draws: int) -> Te
     within a batch leave that out, and have the wrong sign where good and poor tasks are mixed. The price is
     noise: each image's score is weighed by what the others' tasks were worth too.
 
-    `draws` is M, at least 2.
+    `draws` is M, at least 2. Raises `UserError` where the policy has no density by one of `surfaces`.
     """
     values, log_densities = [], []
     for draw in range(1, draws + 1):
@@ -29,6 +30,12 @@ def score(occasion: Occasion, surfaces: frozenset[Surface], *, draws: int) -> Te
             task = occasion.policy.sample(keys)
             values.append(occasion.judge(task))
         by_surface = occasion.policy.log_prob(task, keys)
+        if unknown := sorted(surfaces - by_surface.keys()):
+            raise UserError(
+                f"value.estimators.{unknown[0]} is score, and the policy of "
+                f"{type(occasion.designer).__name__} has no density by {unknown[0]}: name the surface in the "
+                "policy's `surfaces`, or choose another estimator."
+            )
         log_densities.append(torch.stack([by_surface[surface].sum() for surface in sorted(surfaces)]).sum())
     worth = torch.stack(values).detach()
     return ((worth - worth.mean()) * torch.stack(log_densities)).sum() / (draws - 1)

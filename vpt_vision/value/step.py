@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from vpt_kernels import PackedImages
 from vpt_vision.collectives import all_reduce_mean
-from vpt_vision.designers import Designer, LearnedDesigner, Policy, Refined
+from vpt_vision.designers import Designer, Policy, Refined
 from vpt_vision.designers.ascent import ascend
 from vpt_vision.errors import UserError
 from vpt_vision.feedback import (
@@ -30,8 +31,9 @@ from vpt_vision.value.config import ValueConfig
 from vpt_vision.value.estimator import Estimator, Occasion, Search
 from vpt_vision.value.gradient import MovingDirection, pretraining_gradients
 from vpt_vision.value.guard import Guard
+from vpt_vision.value.lead import led
 from vpt_vision.value.leash import Leash
-from vpt_vision.value.objective import Measured, Objective
+from vpt_vision.value.objective import Measured, Objective, leads_back, valued_weights
 from vpt_vision.value.pathwise import opened
 from vpt_vision.value.population import population
 from vpt_vision.value.preconditioner import adamw_step
@@ -47,7 +49,7 @@ class ValueStep:
     """What the trainer calls every `config.every` steps, after the learner's own step.
 
     The objective that the designer ascends is Σ_k w_k V_k / s_k, less the leash's price and the designer's
-    own penalties, with the learner's weight w_k of loss term k and the running size s_k of its value (1 if
+    own penalties, with the weight w_k of loss term k in value and the running size s_k of its value (1 if
     not normalised). Each surface's gradient is found by the estimator that `config.estimators` names; the
     designer's AdamW takes the step.
 
@@ -76,6 +78,10 @@ class ValueStep:
                 "value.preconditioner is adamw: give the value step the learner's optimiser, or set it to "
                 "identity."
             )
+        if config.lead and learner_optimiser is None:
+            raise UserError(
+                "value.lead is true: give the value step the learner's optimiser, or set it to false."
+            )
         self.config = config
         self.learner_optimiser = learner_optimiser
         self.learner_update = learner_update
@@ -85,7 +91,14 @@ class ValueStep:
         self.renderer = renderer
         self.feedback_gradient = FeedbackGradient(feedback, config.tail_blocks)
         self.plan = config.estimators.plan(designer.surfaces)
-        self.objective = Objective(config, learner.config.weights, exact=self.plan.exact)
+        repeatable = self.plan.searched.keys() <= {"population", "score"} and not self.plan.followed
+        if config.repeats > 1 and designer.learns_from == "value" and not (repeatable and self.plan.searched):
+            raise UserError(
+                f"value.repeats is {config.repeats}, and only these searches repeat: take population or "
+                "score for every surface in value.estimators, or set it to 1."
+            )
+        weights = valued_weights(config.terms, learner.config.weights)
+        self.objective = Objective(config, weights, exact=self.plan.exact)
         if "rollout" in self.plan.searched:
             if learner_update is None:
                 raise UserError(
@@ -102,8 +115,7 @@ class ValueStep:
         self.guard = Guard(config.guard)
         self.heldout_u = MovingDirection(feedback.ema)
         self.count = 0
-        kl_weight = designer.config.kl_weight if isinstance(designer, LearnedDesigner) else 0.0
-        self.leash = Leash(config.leash, kl_weight, bends=bool(designer.surfaces))
+        self.leash = Leash(config.leash, designer.kl_weight, bends=bool(designer.surfaces))
         self.optimiser: torch.optim.Optimizer | None = None
         if designer.learns_from == "value":
             self.optimiser = designer.optimiser()
@@ -111,7 +123,16 @@ class ValueStep:
 
     def due(self, step: int) -> bool:
         """Whether learner step `step`, from 0, is followed by a value step."""
-        return step % self.config.every == 0
+        return step % self.config.every == 0 and not self.over(step)
+
+    def over(self, step: int) -> bool:
+        """Whether at learner step `step` the time of value is over, see `ValueConfig.until`."""
+        return self.config.until is not None and step >= self.config.until
+
+    def rest(self) -> None:
+        """Keep of `latest` only the designer's law as last told: nothing else is measured any more."""
+        law = ("kl/", "entropy/", "policy/")
+        self.latest = {name: figure for name, figure in self.latest.items() if name.startswith(law)}
 
     def __call__(self, images: PackedImages, keys: Keys, temperature: float) -> dict[str, Tensor]:
         """Measure, and after the burn-in improve the designer.
@@ -122,15 +143,16 @@ class ValueStep:
             temperature: the teacher's.
 
         Returns:
-            Scalars on the device, kept as `latest`: `value` = ⟨P u, ∇L_pre⟩ and `value/TERM` of each
-            unweighted term; `objective` without KL and penalties; `kl/SURFACE` and `entropy/SURFACE` (over
-            the recipe's) in nats, means over images; `penalty/NAME`; what `FeedbackGradient.update` and
-            `Policy.describe` (under `policy/`) report; and where the designer was improved
-            `designer_gradient_norm`, `designer_skipped` (1 or 0), `pace` (the share of the step that was
-            taken) and what `Leash` reports. Every `guard.every` times also `cosine` of P u with ∇L_pre,
-            `cosine/TERM`, `heldout/value`, `heldout/cosine` and `heldout/cosine/TERM`, the same with u on
-            held-out examples, and after the burn-in what `Guard.look` reports; between these the last of
-            them stand.
+            Scalars on the device, kept as `latest`: `value` = ⟨P u, ∇L_pre⟩, with the loss terms' weights in
+            value, and `value/TERM` of each unweighted term; `objective` without KL and penalties;
+            `kl/SURFACE` and `entropy/SURFACE` (over the recipe's) in nats, means over images, before the
+            designer's step, and after it where that was the last or one of several; `penalty/NAME`; what
+            `FeedbackGradient.update` and `Policy.describe` (under `policy/`) report; and where the designer
+            was improved `designer_gradient_norm`, `designer_skipped` (1 or 0), `pace` (the share of the step
+            that was taken) and what `Leash` reports. Every `guard.every` times also `cosine` of P u with
+            ∇L_pre, `cosine/TERM`, `heldout/value`, `heldout/cosine` and `heldout/cosine/TERM`, the same with
+            u on held-out examples, and after the burn-in what `Guard.look` reports; between these the last
+            of them stand.
         """
         everyone, images = images, images[: self.config.batch]
         keys = keys._replace(samples=keys.samples[: self.config.batch])
@@ -145,7 +167,7 @@ class ValueStep:
                 follow_targets=self.config.follow_targets,
                 bf16=self.bf16,
             )
-            with setting.autocast():
+            with self._where_u_is_taken(), setting.autocast():
                 report = self.feedback_gradient.update(learner.student.backbone, keys)
             u = self._direction(keys)
             optimiser = self.optimiser if keys.step >= self.config.burn_in else None
@@ -156,26 +178,30 @@ class ValueStep:
                 task = opened(policy.sample(keys), self.plan.followed)
                 refined = self._refine(setting, task, keys)
                 measured = self.objective.measure(setting, refined, u, first=True)
-            report |= self._describe(policy, measured)
+            if (
+                optimiser is not None
+                and self.config.repeats > 1
+                and (refined.penalties or leads_back(refined))
+            ):
+                raise UserError(
+                    f"value.repeats is {self.config.repeats}, and what {type(self.designer).__name__} "
+                    "changes in rendered views has a gradient or a penalty of its own, which a search leaves "
+                    "out: set it to 1."
+                )
+            report |= self._describe(measured) | self._law(policy)
             report |= {f"penalty/{name}": penalty.detach() for name, penalty in refined.penalties.items()}
             report |= {f"policy/{name}": figure.detach() for name, figure in refined.figures.items()}
             if optimiser is not None:
-                occasion = Occasion(
-                    designer=self.designer,
-                    images=images,
-                    keys=keys,
-                    features=features,
-                    outputs=outputs,
-                    policy=policy,
-                    judge=lambda task: (
-                        self.objective.measure(setting, self._refine(setting, task, keys), u).objective
-                    ),
-                    fall=self._fall(setting, keys),
-                )
-                searched = _total(search(occasion, surfaces) for search, surfaces in self.searches)
+                searched = self._search_goal(setting, keys, u, features, outputs, policy)
                 price = self.leash.price(policy) + _total(refined.penalties.values())
                 goal = measured.objective + searched - price
                 report |= self._step(optimiser, everyone, goal, report["u_reliability"])
+                if self.config.repeats > 1:
+                    report |= self._search_on(optimiser, everyone, setting, keys, u, report)
+                    with torch.no_grad():
+                        refined = self._refine(setting, self.designer.policy(images).sample(keys), keys)
+                if self.over(keys.step + self.config.every):  # the last that is told of the designer
+                    report |= self._law(self.designer.policy(images))
             if self.config.guard.every and self.count % self.config.guard.every == 0:
                 recipe = None if optimiser is None else self._recipe(images, outputs)
                 report |= self._look(setting, refined, keys, u, recipe=recipe)
@@ -184,6 +210,56 @@ class ValueStep:
         self.count += 1
         self.latest = report
         return report
+
+    def _search_goal(
+        self,
+        setting: Setting,
+        keys: Keys,
+        u: Direction,
+        features: dict[str, Tensor],
+        outputs: dict[str, Tensor],
+        policy: Policy,
+    ) -> Tensor:
+        """What the estimators find that search: a scalar with their gradient."""
+        occasion = Occasion(
+            designer=self.designer,
+            images=setting.images,
+            keys=keys,
+            features=features,
+            outputs=outputs,
+            policy=policy,
+            judge=lambda task: (
+                self.objective.measure(setting, self._refine(setting, task, keys), u).objective
+            ),
+            fall=self._fall(setting, keys),
+        )
+        return _total(search(occasion, surfaces) for search, surfaces in self.searches)
+
+    def _search_on(
+        self,
+        optimiser: torch.optim.Optimizer,
+        everyone: PackedImages,
+        setting: Setting,
+        keys: Keys,
+        u: Direction,
+        report: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Take the other repeats' steps at the same learner and u, by the random numbers of later steps.
+
+        Returns what the last of them reports, with `designer_skipped` 1 where any was skipped, and the law
+        that the designer is left with.
+        """
+        images, reliability = setting.images, report["u_reliability"]
+        skipped = report["designer_skipped"]
+        for repeat in range(1, self.config.repeats):
+            features = self.designer.features(images)
+            outputs = self.designer.outputs(features)
+            policy = self.designer.policy_of(images, outputs)
+            later = keys._replace(step=keys.step + repeat)
+            found = self._search_goal(setting, later, u, features, outputs, policy)
+            report = self._step(optimiser, everyone, found - self.leash.price(policy), reliability)
+            skipped = torch.maximum(skipped, report["designer_skipped"])
+        return report | {"designer_skipped": skipped} | self._law(self.designer.policy(images))
 
     def _step(
         self, optimiser: torch.optim.Optimizer, images: PackedImages, goal: Tensor, reliability: Tensor
@@ -215,7 +291,7 @@ class ValueStep:
         recipe: Policy | None,
     ) -> dict[str, Tensor]:
         """Measure value on held-out examples beside value on meta; the guard judges gains over `recipe`."""
-        with setting.autocast():
+        with self._where_u_is_taken(), setting.autocast():
             heldout = self.feedback_gradient.heldout(self.learner.student.backbone, keys)
         self.heldout_u.update(self.feedback_gradient.combine(heldout))
         other = self._preconditioned(self.heldout_u.value)
@@ -237,6 +313,11 @@ class ValueStep:
         aligned = self.objective.aligned
         gains = [all_reduce_mean(aligned(terms, along) - aligned(usual, along)) for along in (u, other)]
         return report | self.guard.look(*gains)
+
+    def _where_u_is_taken(self) -> AbstractContextManager[None]:
+        """Where momentum leads the last blocks, or where the learner stands."""
+        tail = self.learner.student.backbone.tail_parameters(self.config.tail_blocks)
+        return led(tail, self.learner_optimiser if self.config.lead else None)
 
     def _direction(self, keys: Keys) -> Direction:
         """P u: u, or the control in its place, as the learner's steps see it."""
@@ -287,11 +368,16 @@ class ValueStep:
         return partial(population, pairs=self.config.pairs, sigma=self.config.sigma)
 
     @torch.no_grad()
-    def _describe(self, policy: Policy, measured: Measured) -> dict[str, Tensor]:
+    def _describe(self, measured: Measured) -> dict[str, Tensor]:
         return {
             "value": self.objective.weighted(measured.values),
             **{f"value/{term}": value.detach() for term, value in measured.values.items()},
             "objective": measured.objective.detach(),
+        }
+
+    @torch.no_grad()
+    def _law(self, policy: Policy) -> dict[str, Tensor]:
+        return {
             **{f"kl/{surface}": kl.mean() for surface, kl in policy.kl().items()},
             **{f"entropy/{surface}": nats.mean() for surface, nats in policy.entropy().items()},
             **{f"policy/{name}": scalar for name, scalar in policy.describe().items()},

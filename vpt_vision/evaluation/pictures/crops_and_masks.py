@@ -175,7 +175,8 @@ def _words(task: Task, row: int) -> list[str]:
         lines.append(f"temperature × {targets.temperature[row]:.2f}")
     if targets.mix is not None:
         dino, ibot, gram = (targets.mix[:, row] / targets.mix[:, row].mean()).tolist()
-        lines += [f"DINO × {dino:.2f}, iBOT × {ibot:.2f}", f"Gram × {gram:.2f}"]
+        # Ratios: by what a term is multiplied hangs on the learner's weights, of which a task knows nothing.
+        lines += [f"DINO {dino:.2f} : iBOT {ibot:.2f}", f": Gram {gram:.2f}"]
     return lines
 
 
