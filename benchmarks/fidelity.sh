@@ -6,7 +6,7 @@
 set -eu
 run=${1:-runs/fidelity} out=benchmarks/results/fidelity
 scenes='{kind: fashion_scenes, split: feedback, size: 48, count: 20000, garments: [2, 3], salient_area: [0.2, 0.4], other_area: [0.1, 0.3], texture: 0.2}'
-sizes="source: $scenes, head_size: 1024, meta_size: 1024, heldout_size: 1024"
+sizes="source: $scenes, head_size: 1024, meta_size: 1024, heldout_size: 1024, l2: 0.3"  # the demo's l2
 mkdir -p "$out"
 vpt train configs/demo.yaml output="$run" steps=100 \
     "feedback={tasks: {classes: {$sizes}, segmentation: {kind: segmentation, $sizes}, depth: {kind: depth, $sizes}}}"

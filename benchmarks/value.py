@@ -32,6 +32,7 @@ import torch
 
 from vpt_vision import load_config
 from vpt_vision.data import Batch, on_device
+from vpt_vision.errors import UserError
 from vpt_vision.task import Keys
 from vpt_vision.training.trainer import Trainer
 
@@ -44,6 +45,7 @@ ESTIMATORS = {
         for name in ("exact", "finite_difference", "population", "score", "rollout")
     },
 }
+ESTIMATORS["rollout"].append("feedback.every=1")  # it judges by the heads, and so wants them fitted each time
 FIXED = ["designer={kind: fixed}", "feedback=null"]
 PARTS = ("data", "designer", "render", "teacher", "student", "feedback", "value", "optimiser")
 
@@ -189,7 +191,7 @@ def memory_of(config: str, overrides: list[str], steps: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml", help="a run config with feedback")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of it")
@@ -202,7 +204,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.memory_of:
         print(memory_of(args.config, args.set, args.memory_of))
-        return
+        return 0
+    try:
+        measure(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Time and print all that `args` asks for."""
+    for name in args.estimators:  # a config that cannot be is told before any is timed
+        load_config(args.config, [*args.set, *ESTIMATORS[name]])
     fixed = make(args.config, [*args.set, *FIXED])
     batches = on_device(iter(fixed.loader), fixed.device)
     base_memory = peak_memory(args.config, [*args.set, *FIXED], 3)
@@ -245,4 +259,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -47,7 +47,7 @@ def test_what_value_steps_cost(benchmark, folder, monkeypatch, capsys):
     changes = [part for change in TINY for part in ("--set", change)]
     arguments = ["--config", config, *changes, "--steps", "3", "--json"]
     monkeypatch.setattr(sys, "argv", ["value.py", *arguments, "--estimators", "as configured", "rollout"])
-    benchmark.main()
+    assert benchmark.main() == 0
 
     assert taken == ["fixed", "designed", "value"] * 6 * 2  # a period of 2 first, and 3 turns are 2 periods
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -57,3 +57,17 @@ def test_what_value_steps_cost(benchmark, folder, monkeypatch, capsys):
         assert row["time_over_fixed"]["8"] == pytest.approx(1.1 + 2 / 8 - 1)
         assert row["memory_over_fixed"] == pytest.approx(0.05)
     assert found["breakdown"]["value step"].keys() >= {"designer", "render", "teacher", "feedback", "value"}
+
+
+def test_every_estimator_can_be_timed_on_the_demo(benchmark, folder):
+    for overrides in benchmark.ESTIMATORS.values():
+        assert benchmark.load_config(str(folder.parent / "configs" / "demo.yaml"), overrides).feedback
+
+
+def test_what_cannot_be_is_told_before_anything_is_timed(benchmark, folder, monkeypatch, capsys):
+    config = str(folder.parent / "configs" / "demo.yaml")
+    arguments = ["--config", config, "--set", "value.score=3", "--estimators", "as configured"]
+    monkeypatch.setattr(sys, "argv", ["value.py", *arguments])
+    monkeypatch.setattr(benchmark, "make", None)
+    assert benchmark.main() == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_run import small_run
 
-from vpt_vision import UserError
+from vpt_vision import UserError, train
 from vpt_vision.cli import main
 from vpt_vision.designers import FixedDesigner
 from vpt_vision.inspection.branch import Branch, branch_of
@@ -19,6 +20,7 @@ from vpt_vision.inspection.fidelity import (
     Reading,
     measure_fidelity,
 )
+from vpt_vision.inspection.fidelity_report import FidelityReport
 from vpt_vision.inspection.spread import Spread
 from vpt_vision.task import Keys
 
@@ -91,6 +93,26 @@ def test_before_the_first_step_there_is_nothing_to_probe(config):
         measure_fidelity(Branch(config), **SETTINGS)
 
 
+def test_a_designer_without_outputs_is_probed_as_it_is(tmp_path, monkeypatch):
+    """Its tasks are those of the run, blur and all, and not a learned designer's."""
+    designer = {"kind": "soft_mask", "width": 8, "blur_kernel": 5, "blur_sigma": 2.0, "keep": 0.3}
+    branch = branch_of(train(small_run(tmp_path / "run", designer=designer)).output)
+    seen, forward = [], branch.learner.forward
+    monkeypatch.setattr(branch.learner, "forward", lambda *args: seen.append(args[0]) or forward(*args))
+    fidelity = measure_fidelity(branch, count=3, spread=0.5, examples=20, permutations=0)
+    (batch, *_) = branch.batches(3)
+    keys = Keys(branch.config.seed, branch.step, batch.index)
+    with torch.no_grad():
+        task = branch.designer(batch.images, keys)
+        views = branch.trainer.renderer(batch.images, task)
+        mixed = branch.designer.refine(task, views, keys, branch.learner, 0.05).views
+    assert not torch.allclose(mixed.global_views, views.global_views, atol=0.1)
+    torch.testing.assert_close(seen[0].global_views, mixed.global_views)
+    report = FidelityReport(fidelity)
+    assert report.summary()["policies_sampled"] == 1
+    assert "3 steps from step 6, each on a batch of its own, under one policy" in report._note()
+
+
 class TestSpread:
     def test_policies_differ_by_number_and_are_alike_for_all_images(self, branch):
         (batch,) = branch.batches(1)
@@ -138,7 +160,7 @@ def test_the_command(run, tmp_path, capsys):
         assert all(-1 <= value <= 1 for value in told[figure].values())
     assert min(told["pearson_sgd"].values()) > 0.9
     assert [len(values) for values in told["pearson_permuted"].values()] == [1, 1]
-    assert told["learning_rate"] == 1e-3 and told["tasks_sampled"] == 4
+    assert told["learning_rate"] == 1e-3 and told["tasks_sampled"] == told["policies_sampled"] == 4
     assert any("AdamW, θ_S" in line for line in table)
     with Image.open(picture) as image:
         assert min(image.size) > 600

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -7,13 +8,18 @@ import torch
 
 from vpt_vision import UserError
 from vpt_vision.cli import main
-from vpt_vision.designers import FixedDesigner
+from vpt_vision.designers import FixedDesigner, LearnedDesigner, Refined
 from vpt_vision.evaluation.result import Interval
+from vpt_vision.feedback import BeyondChance, evaluating
 from vpt_vision.inspection import oracle as oracle_module
 from vpt_vision.inspection.branch import Branch
-from vpt_vision.inspection.oracle import WHOLE, Answer, Asked, ask_oracle
+from vpt_vision.inspection.oracle import CLIMBED, WHOLE, Answer, Asked, ask_oracle
 from vpt_vision.inspection.oracle_report import OracleReport, verdict
+from vpt_vision.task import Keys
+from vpt_vision.training.schedules import scheduled_values
+from vpt_vision.value import Setting
 from vpt_vision.value.known import KnownPolicy
+from vpt_vision.value.objective import Objective
 from vpt_vision.value.oracle import Ranking
 
 ASKED = Asked(batches=2, permutations=4, steps=2, repeats=2)
@@ -48,7 +54,7 @@ def test_every_policy_is_asked_about_at_every_moment(answered):
             for sign in (1, -1)
         )
         for answer in moment.answers:
-            assert list(answer.rankings) == ["dino", "ibot", "koleo", WHOLE]
+            assert list(answer.rankings) == ["dino", "ibot", "koleo", WHOLE, CLIMBED]
             assert all(math.isfinite(ranking.z) for ranking in answer.rankings.values())
             assert answer.outcome.low <= answer.outcome.mean <= answer.outcome.high
 
@@ -58,6 +64,40 @@ def test_the_whole_is_the_weighted_sum_of_the_terms(answered):
         gains = {term: ranking.gain for term, ranking in answer.rankings.items()}
         weighted = gains["dino"] + gains["ibot"] + 0.1 * gains["koleo"]
         assert gains[WHOLE] == pytest.approx(weighted, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("normalise", ["running", "cosine", "none"])
+def test_what_is_climbed_is_the_value_steps_objective(config, normalise):
+    """That of the value step on the same batches: of running sizes, those of the recipe's tasks."""
+    value = config.value.model_copy(update={"normalise": normalise})
+    config = config.model_copy(update={"value": value})
+    branch = Branch(config)
+    batches = branch.batches(3)
+    designers = [FixedDesigner(config.recipe, 8), LearnedDesigner(config.designer, config.recipe, 8)]
+    torch.nn.init.normal_(designers[1].heads["crop_fields"].weight)
+    tail = branch.backbone.tail_parameters(1)
+    directions = [{name: torch.randn_like(p) for name, p in tail.items()} for _ in range(4)]
+    measured = [
+        oracle_module._values(branch, designer, batches, {"classes": directions})["classes"]
+        for designer in designers
+    ]
+    found = oracle_module._rankings(branch, measured[1], measured[0])[CLIMBED]
+    objective = Objective(value, branch.learner.config.weights, exact=True)
+    temperature = scheduled_values(config.schedule, 0, config.steps).teacher_temperature
+    with evaluating(branch.learner), torch.no_grad():
+        given = []
+        for designer, batch in itertools.product(designers, batches):
+            task = designer(batch.images, Keys(config.seed, 0, batch.index))
+            refined = Refined(task, branch.trainer.renderer(batch.images, task))
+            setting = Setting(branch.learner, branch.trainer.renderer, batch.images, temperature, 1)
+            given.append((setting, refined, directions[0]))
+        of_recipe = [objective._values(*each) for each in given[:3]]
+        squares = {t: torch.stack([v[t].square() for v in of_recipe]).mean() for t in of_recipe[0]}
+        objective.scale.load_state_dict({"mean_square": squares, "count": 1})
+        objective.scale.decay = 0.0
+        goals = [objective.measure(*each).objective.item() for each in given]
+    gain = np.mean(goals[3:]) - np.mean(goals[:3])
+    assert found.gain == pytest.approx(gain, rel=1e-3, abs=1e-5)
 
 
 def test_the_recipe_against_itself_gains_nothing(config, monkeypatch):
@@ -111,6 +151,22 @@ def test_a_fall_of_loss_is_above_0(config, monkeypatch):
         assert 0 < answer.outcome.low < answer.outcome.high
 
 
+def test_outcomes_are_of_the_labels_own_loss_whatever_u_leaves_out(config, monkeypatch):
+    judged = []
+
+    def outcomes(branch, designers, tasks, asked, progress):
+        judged.extend(tasks.values())
+        return {name: np.zeros((len(designers), asked.repeats, 7)) for name in tasks}
+
+    monkeypatch.setattr(oracle_module, "_outcomes", outcomes)
+    beyond = config.model_copy(update={"feedback": config.feedback.model_copy(update={"null_heads": 2})})
+    branch = Branch(beyond)
+    ask_oracle(branch, ASKED, ("photometrics",))
+    tasks = [entry.task for entry in branch.feedback_gradient.feedback.tasks.values()]
+    assert all(isinstance(task, BeyondChance) for task in tasks)
+    assert judged == [task.task for task in tasks]
+
+
 def test_asking_leaves_the_branch_as_it_was(config):
     branch = Branch(config)
     before = {name: value.clone() for name, value in branch.learner.state_dict().items()}
@@ -119,8 +175,9 @@ def test_asking_leaves_the_branch_as_it_was(config):
     assert all(torch.equal(before[name], value) for name, value in branch.learner.state_dict().items())
 
 
-def answer(z, outcome, expected=1, **terms):
-    rankings = {term: Ranking(value, 0.0, 1.0) for term, value in {**terms, WHOLE: z}.items()}
+def answer(z, outcome, expected=1, climbed=None, **terms):
+    given = {**terms, WHOLE: z, CLIMBED: z if climbed is None else climbed}
+    rankings = {term: Ranking(value, 0.0, 1.0) for term, value in given.items()}
     interval = None if outcome is None else Interval(outcome, outcome - 1, outcome + 1)
     return Answer(0, "classes", KnownPolicy("crops", "p", None, 1), expected, rankings, interval)
 
@@ -140,6 +197,9 @@ def answer(z, outcome, expected=1, **terms):
         (answer(-3, None), "AGAINST what is known: value says worse"),
         (answer(-3, None, 0), "value says worse"),
         (answer(1, None), "inside the null"),
+        (answer(3, None, climbed=-3), "ranked as known; what a designer climbs says worse"),
+        (answer(1, 2, climbed=1.9), "DISAGREE: value is inside the null, the runs came out better"),
+        (answer(-3, -2, -1, climbed=1), "agree: worse; what a designer climbs is inside the null"),
     ],
 )
 def test_verdicts(given, said):
@@ -148,7 +208,7 @@ def test_verdicts(given, said):
 
 def test_a_gain_below_0_that_the_null_lies_further_below_is_told():
     given = answer(3, None)
-    given.rankings[WHOLE] = Ranking(-1.0, -4.0, 1.0)
+    given.rankings[WHOLE] = given.rankings[CLIMBED] = Ranking(-1.0, -4.0, 1.0)
     said = verdict(given)
     assert said == "ranked as known; the gain itself, which a designer climbs, has the other sign"
 
@@ -188,6 +248,10 @@ def test_the_command(run, tmp_path, capsys):
     assert [moment["step"] for moment in told["moments"]] == [0, 30]
     assert told["moments"][0]["answers"][0]["outcome"] is None
     assert "colour never changed" in table.read_text()
+    adamw = ["value.preconditioner=adamw", "--checkpoint", str(run)]
+    assert main(["value", "oracle", config, *options, *adamw, "--markdown", str(table)]) == 0
+    titles = [line for line in table.read_text().splitlines() if line.startswith("## classes")]
+    assert [title.split("; ")[-1] for title in titles] == ["P: identity", "P: adamw"]
     colour = ["feedback.tasks.classes.source.goal=colour", "--middle", "0"]
     assert main(["value", "oracle", config, *options, *colour, "--json"]) == 0
     (moment,) = json.loads(capsys.readouterr().out.splitlines()[-1])["moments"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vpt_vision.data import Batch
-from vpt_vision.designers import Designer, FixedDesigner, LearnedDesigner, LearnedDesignerConfig
+from vpt_vision.designers import Designer, LearnedDesigner, LearnedDesignerConfig
 from vpt_vision.errors import UserError
 from vpt_vision.feedback import (
     Direction,
@@ -74,6 +74,7 @@ class Fidelity:
     tail_blocks: int
     tasks: list[str]  # feedback tasks
     series: list[Series]
+    policies: int  # that set the tasks: one for each step, or 1, the run's own
 
     def of(self, task: str, reading: Reading) -> Series:
         """The series of one feedback task read in one way."""
@@ -121,7 +122,8 @@ def measure_fidelity(
     Args:
         branch: left as it is, but for its heads.
         count: sampled tasks, at least 3.
-        spread: root mean square of what is added to the designer's outputs to sample a policy.
+        spread: root mean square of what is added to the designer's outputs to sample a policy; a designer
+            without outputs sets every task by its own policy.
         examples: the most of each split that losses are taken over.
         permutations: permuted-label u's, a control.
         progress: told how many steps are done.
@@ -146,8 +148,9 @@ def measure_fidelity(
     }
     predicted: dict[tuple[str, Reading], list[list[float]]] = {}
     realised: dict[tuple[Optimiser, Moved], list[Losses]] = {}
-    for number, batch in enumerate(branch.batches(count)):
-        designer = Spread(_base(branch), spread, branch.config.seed, number)
+    base, batches = _base(branch), branch.batches(count)
+    for number, batch in enumerate(batches):
+        designer = Spread(base, spread, branch.config.seed, number)
         taken = _step(branch, batch, designer, parameters, tail, downstream)
         for way, losses in taken.losses.items():
             realised.setdefault(way, []).append({key: losses[key] - start[key] for key in losses})
@@ -173,12 +176,15 @@ def measure_fidelity(
             split: np.array([losses[name, split] for losses in changes]) for split in ("meta", "heldout")
         }
         series += [Series(name, reading, each, watched) for each in np.array(foretold).T]
-    return Fidelity(branch.step, branch.learning_rate, tail_blocks, list(tasks), series)
+    with torch.no_grad():
+        has_outputs = bool(base.outputs(base.features(batches[0].images)))
+    policies = count if has_outputs and spread > 0 else 1
+    return Fidelity(branch.step, branch.learning_rate, tail_blocks, list(tasks), series, policies)
 
 
 def _base(branch: Branch) -> Designer:
-    """The run's designer, or a learned one at the recipe where that is fixed."""
-    if not isinstance(branch.designer, FixedDesigner):
+    """The run's designer, or a learned one at the recipe where that is the recipe itself."""
+    if branch.config.designer.kind != "fixed":
         return branch.designer
     config = LearnedDesignerConfig(kind="learned")
     return LearnedDesigner(config, branch.config.recipe, branch.backbone.patch_size).to(branch.trainer.device)

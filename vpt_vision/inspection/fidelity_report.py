@@ -42,6 +42,7 @@ class FidelityReport:
             "step": fidelity.step,
             "learning_rate": fidelity.learning_rate,
             "tasks_sampled": len(fidelity.series[0].predicted),
+            "policies_sampled": fidelity.policies,
             "pearson": {name: _number(series.pearson().value) for name, series in headline.items()},
             "spearman": {name: _number(series.spearman().value) for name, series in headline.items()},
             "pearson_heldout": {
@@ -121,14 +122,15 @@ class FidelityReport:
 
     def _note(self) -> str:
         fidelity = self.fidelity
+        policy = "of its own, under one policy" if fidelity.policies == 1 else "and under a policy of its own"
         return (
-            f"{len(fidelity.series[0].predicted)} steps from step {fidelity.step}, each on a batch and under "
-            f"a policy of its own, at learning rate {fidelity.learning_rate:g}. Predicted is -⟨P u, g⟩ over "
-            f"the parameters that are moved unless said otherwise; θ_S are the last {fidelity.tail_blocks} "
-            "blocks and the final norm. Momentum and weight decay move every step alike and are left out of "
-            "the prediction; u is taken where they lead, or here, where the learner stands. Brackets hold "
-            "bootstrap 95 % intervals over the steps. Slope is realised change per unit of predicted change, "
-            "1 where the first order is all there is."
+            f"{len(fidelity.series[0].predicted)} steps from step {fidelity.step}, each on a batch {policy}, "
+            f"at learning rate {fidelity.learning_rate:g}. Predicted is -⟨P u, g⟩ over the parameters that "
+            f"are moved unless said otherwise; θ_S are the last {fidelity.tail_blocks} blocks and the final "
+            "norm. Momentum and weight decay move every step alike and are left out of the prediction; u is "
+            "taken where they lead, or here, where the learner stands. Brackets hold bootstrap 95 % "
+            "intervals over the steps. Slope is realised change per unit of predicted change, 1 where the "
+            "first order is all there is."
         )
 
 

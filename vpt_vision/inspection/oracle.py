@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,17 +14,22 @@ from vpt_vision.designers import Designer, FixedDesigner, Surface
 from vpt_vision.errors import UserError
 from vpt_vision.evaluation.result import Interval
 from vpt_vision.evaluation.statistics import paired_difference
-from vpt_vision.feedback import Direction, FeedbackTask, all_features
+from vpt_vision.feedback import BeyondChance, Direction, FeedbackTask, all_features, inner
 from vpt_vision.inspection.branch import Branch
 from vpt_vision.learner.backbone import Features
 from vpt_vision.task import Keys
 from vpt_vision.training.schedules import scheduled_values
 from vpt_vision.value.known import KnownPolicy, known_policies
+from vpt_vision.value.lead import led
+from vpt_vision.value.objective import valued_weights
 from vpt_vision.value.oracle import Directions, Numbers, Ranking, directions, rank, term_gradients, values
 from vpt_vision.value.preconditioner import adamw_step
 from vpt_vision.value.setting import Setting
 
 WHOLE = "whole"  # the weighted sum of the loss terms
+# The same by `value.terms`, every term at the size that `value.normalise` gives it: a designer's goal.
+CLIMBED = "climbed"
+_TINY = 1e-30  # a size above 0
 GROUP = 16  # examples whose mean loss is one observation of an outcome
 SURFACES: tuple[Surface, ...] = ("crops", "photometrics", "masks", "targets")
 
@@ -46,7 +52,7 @@ class Answer:
     task: str
     policy: KnownPolicy
     expected: int  # 1 good, -1 bad, 0 unknown
-    rankings: dict[str, Ranking]  # by loss term, and of the whole
+    rankings: dict[str, Ranking]  # by loss term, of the whole, and of what a designer climbs
     outcome: Interval | None  # fall of the best head's loss against the recipe, after short runs
 
 
@@ -117,24 +123,28 @@ def _ask(
     tasks = {name: entry.task for name, entry in branch.feedback_gradient.feedback.tasks.items()}
     at = f"step {branch.step}"
     progress(f"{at}: u, and {asked.permutations} of permuted labels")
-    found = {
-        name: directions(task, branch.backbone, branch.config.value.tail_blocks, asked.permutations)
-        for name, task in tasks.items()
-    }
+    blocks = branch.config.value.tail_blocks
+    tail = branch.backbone.tail_parameters(blocks)
+    with led(tail, branch.trainer.optimiser.adamw if branch.config.value.lead else None):
+        found = {
+            name: directions(task, branch.backbone, blocks, asked.permutations)
+            for name, task in tasks.items()
+        }
     preconditioner = branch.config.value.preconditioner if branch.step else "identity"
     along = {name: [_seen(u, branch, preconditioner) for u in each.all] for name, each in found.items()}
     batches = branch.batches(asked.batches)
     progress(f"{at}: value of the recipe")
     of_recipe = _values(branch, recipe, batches, along)
     designers = [recipe, *(policy.designer for policy in policies)]
-    losses = _outcomes(branch, designers, tasks, asked, lambda arm: progress(f"{at}: short runs, {arm}"))
+    judged = {name: task.task if isinstance(task, BeyondChance) else task for name, task in tasks.items()}
+    losses = _outcomes(branch, designers, judged, asked, lambda arm: progress(f"{at}: short runs, {arm}"))
     answers = []
     for number, policy in enumerate(policies):
         progress(f"{at}: value of {policy.name}")
         of_policy = _values(branch, policy.designer, batches, along)
         for name in tasks:
             settings = branch.config.feedback.tasks[name] if branch.config.feedback else None
-            rankings = {term: rank(of_policy[name][term], of_recipe[name][term]) for term in of_policy[name]}
+            rankings = _rankings(branch, of_policy[name], of_recipe[name])
             outcome = None
             if asked.steps:
                 outcome = paired_difference(losses[name][0] - losses[name][1 + number]).interval
@@ -151,13 +161,54 @@ def _seen(u: Direction, branch: Branch, preconditioner: str) -> Direction:
     return adamw_step(u, tail, branch.trainer.optimiser.adamw)
 
 
+class _Measured(NamedTuple):
+    """Of one loss term of a designer's tasks, along each of U directions; [batches, U] each."""
+
+    values: Numbers  # V = ⟨P u, ∇L⟩
+    lengths: Numbers  # ‖P u‖ ‖∇L‖
+
+
+def _rankings(
+    branch: Branch, of_policy: dict[str, _Measured], of_recipe: dict[str, _Measured]
+) -> dict[str, Ranking]:
+    """Rank each term, and their sums with the learner's and with value's weights, for one feedback task.
+
+    The running size of a term's value, that a run divides by, is that over the batches of the recipe: a
+    designer starts there.
+    """
+    normalise = branch.config.value.normalise
+
+    weights = branch.learner.config.weights
+    climbed = valued_weights(branch.config.value.terms, weights)
+
+    def total(measured: dict[str, _Measured], *, sized: bool) -> Numbers:
+        sums = []
+        for term, (found, lengths) in measured.items():
+            weight = (climbed if sized else weights)[term]
+            if not weight:
+                continue
+            size: Numbers | float = 1.0
+            if sized and normalise == "cosine":
+                size = np.maximum(lengths, _TINY)
+            elif sized and normalise == "running":
+                size = max(float(np.sqrt((of_recipe[term].values[:, 0] ** 2).mean())), _TINY)
+            sums.append(weight * found / size)
+        return np.sum(sums, axis=0)
+
+    rankings = {term: rank(of_policy[term].values, of_recipe[term].values) for term in of_policy}
+    for name, sized in ((WHOLE, False), (CLIMBED, True)):
+        rankings[name] = rank(total(of_policy, sized=sized), total(of_recipe, sized=sized))
+    return rankings
+
+
 def _values(
     branch: Branch, designer: Designer, batches: list[Batch], along: dict[str, list[Direction]]
-) -> dict[str, dict[str, Numbers]]:
-    """V of a designer's tasks, [batches, 1 + permutations], by feedback task and loss term."""
+) -> dict[str, dict[str, _Measured]]:
+    """Value of a designer's tasks, by feedback task and loss term."""
     config, learner = branch.config, branch.learner
+    u_lengths = {name: [float(inner(u, u).sqrt()) for u in directed] for name, directed in along.items()}
     scheduled = scheduled_values(config.schedule, branch.step, config.steps)
-    rows: dict[str, dict[str, list[Numbers]]] = {name: {} for name in along}
+    rows: dict[str, dict[str, list[tuple[Numbers, Numbers]]]] = {name: {} for name in along}
     for batch in batches:
         setting = Setting(
             learner,
@@ -168,16 +219,14 @@ def _values(
             bf16=config.precision == "bf16",
         )
         gradients = term_gradients(setting, designer, Keys(config.seed, branch.step, batch.index))
+        own = {term: float(inner(gradient, gradient).sqrt()) for term, gradient in gradients.items()}
         for name, directed in along.items():
-            each = {term: value.double().cpu().numpy() for term, value in values(gradients, directed).items()}
-            each[WHOLE] = sum(
-                (learner.config.weights[term] * value for term, value in each.items()),
-                start=np.zeros(len(directed)),
-            )
-            for term, value in each.items():
-                rows[name].setdefault(term, []).append(value)
+            for term, value in values(gradients, directed).items():
+                row = value.double().cpu().numpy(), own[term] * np.array(u_lengths[name])
+                rows[name].setdefault(term, []).append(row)
     return {
-        name: {term: np.stack(found) for term, found in of_task.items()} for name, of_task in rows.items()
+        name: {term: _Measured(*map(np.stack, zip(*found, strict=True))) for term, found in of_task.items()}
+        for name, of_task in rows.items()
     }
 
 

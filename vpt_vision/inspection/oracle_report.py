@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vpt_vision.evaluation.result import Interval
-from vpt_vision.inspection.oracle import WHOLE, Answer, Moment, Oracle
+from vpt_vision.inspection.oracle import CLIMBED, WHOLE, Answer, Moment, Oracle
 
 OUTSIDE = 2.0  # deviations of the null beyond which value is said to rank a task
 WORDS = {1: "better", -1: "worse", 0: "no different"}
@@ -50,12 +50,19 @@ def verdict(answer: Answer) -> str:
         said = "neither tells"
     if outcome and answer.expected and outcome != answer.expected:
         said += f"; taken for {KNOWN[answer.expected]}, it is not"
-    contrary = [term for term in answer.rankings if term != WHOLE and outcome * value_says(answer, term) < 0]
+    contrary = [term for term in _terms(answer) if outcome * value_says(answer, term) < 0]
     if contrary:
         said += f"; {' and '.join(contrary)} against the runs"
-    if value * answer.rankings[WHOLE].gain < 0:  # the null's mean is not 0
+    climbed = value_says(answer, CLIMBED)
+    if climbed != value:
+        said += "; what a designer climbs " + (f"says {WORDS[climbed]}" if climbed else "is inside the null")
+    if climbed * answer.rankings[CLIMBED].gain < 0:  # the null's mean is not 0
         said += "; the gain itself, which a designer climbs, has the other sign"
     return said
+
+
+def _terms(answer: Answer) -> list[str]:
+    return [term for term in answer.rankings if term not in (WHOLE, CLIMBED)]
 
 
 def _against_the_known(value: int, expected: int) -> str:
@@ -123,11 +130,11 @@ class OracleReport:
 
     def _table(self, moment: Moment, task: str) -> tuple[list[str], list[list[str]]]:
         answers = [answer for answer in moment.answers if answer.task == task]
-        terms = [term for term in answers[0].rankings if term != WHOLE]
+        columns = [*_terms(answers[0]), WHOLE, CLIMBED]
         header = [
             "policy",
             "known",
-            *(f"{term}, z" for term in (*terms, WHOLE)),
+            *(f"{column}, z" for column in columns),
             "gain [null]",
             "fall of loss",
         ]
@@ -138,7 +145,7 @@ class OracleReport:
                 [
                     answer.policy.name,
                     KNOWN[answer.expected],
-                    *(f"{answer.rankings[term].z:+.1f}" for term in (*terms, WHOLE)),
+                    *(f"{answer.rankings[column].z:+.1f}" for column in columns),
                     f"{whole.gain:+.2g} [{whole.null_mean:+.2g} ± {whole.null_deviation:.2g}]",
                     "" if answer.outcome is None else _interval(answer.outcome),
                     verdict(answer),
@@ -153,7 +160,9 @@ class OracleReport:
             "z: by how many deviations of the null value rises from the recipe to the policy, over "
             f"{asked.batches} batches; the null is what {asked.permutations} u's of permuted labels, of u's "
             f"length, make of the same gradients. Beyond ±{OUTSIDE:g} value is said to rank. Gain: "
-            "⟨P u, ∇L_pre⟩ of the whole loss less the recipe's, beside the null's mean and deviation."
+            "⟨P u, ∇L_pre⟩ of the whole loss less the recipe's, beside the null's mean and deviation. "
+            "Climbed: the same sum with each loss term at the size that value.normalise gives it, which is "
+            "what a designer climbs."
         ]
         if asked.steps:
             notes.append(
@@ -170,7 +179,7 @@ def _title(moment: Moment, task: str) -> str:
     if found.permuted_reliability:
         null = np.array(found.permuted_reliability)
         title += f", of permuted labels {null.mean():+.2f} ± {null.std():.2f}"
-    return title
+    return f"{title}; P: {moment.preconditioner}"  # before the first step AdamW has none
 
 
 def _interval(interval: Interval) -> str:
