@@ -15,12 +15,8 @@ COUNT = 60
 
 
 @pytest.fixture
-def recolour(folder, monkeypatch):
-    monkeypatch.syspath_prepend(str(folder / "steering"))
-    import recolour
-
-    yield recolour
-    sys.modules.pop("recolour")
+def recolour(steering):
+    return steering("recolour")
 
 
 @pytest.fixture

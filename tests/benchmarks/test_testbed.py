@@ -22,12 +22,8 @@ TINY = {
 
 
 @pytest.fixture
-def testbed(folder, monkeypatch):
-    monkeypatch.syspath_prepend(str(folder / "steering"))
-    import testbed
-
-    yield testbed
-    sys.modules.pop("testbed")
+def testbed(steering):
+    return steering("testbed")
 
 
 @pytest.fixture
