@@ -162,6 +162,20 @@ def test_iterates_on_from_where_it_stands():
     assert row(take(one, 3)) + row(take(one, 3)) == row(take(two, 6))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_comes_next_can_be_seen_before(workers):
+    """In batches of another size, past an epoch's end, with what cannot be read replaced alike."""
+    ahead = loader(Numbers(9, broken=[3]), 4, workers=workers, max_unreadable=1)
+    iterator = iter(ahead)
+    next(iterator)
+    before = ahead.state_dict()
+    seen = take(ahead.upcoming(6), 4)
+    assert [batch.size for batch in seen] == [6] * 4
+    assert ahead.state_dict() == before
+    assert row(seen) == row(itertools.islice(iterator, 6))
+    iterator.close()
+
+
 def test_is_stateful():
     assert isinstance(loader(Numbers(9)), Stateful)
 

@@ -195,6 +195,31 @@ def test_after_its_time_the_designer_rests_and_value_is_not_measured(tiny_settin
     assert laws[5]["policy/global/grey_p"] == pytest.approx(float(left_with), rel=1e-5)
 
 
+def test_a_search_sees_the_images_that_come_next(tiny_settings, monkeypatch):
+    """Each repeat those of its own, by later random numbers; training itself sees every one as ever."""
+    tiny_settings["designer"]["surfaces"] = ["photometrics"]
+    tiny_settings["value"] |= {"every": 4, "until": 1, "repeats": 3, "burn_in": 0}
+    trainer = Trainer(load_config(tiny_settings))
+    batch = trainer.value_step.config.batch
+    searched = []
+    monkeypatch.setattr(
+        trainer.value_step,
+        "_search_goal",
+        lambda setting, keys, *_: searched.append((setting.images, keys)) or torch.zeros(()),
+    )
+    trained = []
+    for taken in itertools.islice(trainer.loader, 3):
+        trainer.train_step(taken)
+        trained.append(taken)
+    assert [keys.step for _, keys in searched] == [0, 1, 2]
+    row = torch.cat([each.index for each in trained[1:]])
+    images = [image for each in trained[1:] for image in each.images]
+    for number, (those, keys) in enumerate(searched[1:]):
+        assert torch.equal(keys.samples, row[number * batch : (number + 1) * batch])
+        assert all(torch.equal(*pair) for pair in zip(those, images[number * batch :], strict=False))
+    assert torch.equal(searched[0][1].samples, trained[0].index[:batch])
+
+
 def test_otherwise_labels_reach_the_learner_through_the_task(tiny_settings):
     assert not same(learner_states(tiny_settings)[0], learner_states(tiny_settings, permuted)[0])
 

@@ -218,26 +218,29 @@ def test_resuming_is_exact(make_step, images, keys):
     assert torch.equal(weights(resumed), weights(undisturbed))
 
 
-def test_repeats_are_steps_by_other_random_numbers(make_step, images, keys):
+def test_repeats_are_steps_on_other_images_by_other_random_numbers(make_step, images, keys):
     """Three repeats at one learner are three value steps whose u is the first one's."""
+    seen = [(images, keys.samples), (images[2:6], keys.samples[2:6] + 100), (images[:5], keys.samples[:5])]
     shared = {"normalise": "none", "pace": "full", "every": 4}
     settings = {"designer": {"surfaces": ["crops"], "learning_rate": 0.05}, **shared}
     once = make_step(**settings)
     start = weights(once)
     report = once(images, keys, TEMPERATURE)
     thrice = make_step(**settings, repeats=3)
-    first, u = thrice(images, keys, TEMPERATURE), thrice.feedback_gradient.u
+    first, u = thrice(images, keys, TEMPERATURE, seen[1:]), thrice.feedback_gradient.u
     assert torch.equal(report["value"], first["value"])  # told of the policy before it moved
-    law = thrice.designer.policy(images)
+    law = thrice.designer.policy(seen[-1][0])
     torch.testing.assert_close(first["kl/crops"], law.kl()["crops"].mean())  # told of the one after
     held = make_step(**settings)
     held.feedback_gradient.update(held.learner.student.backbone, keys)
     held.feedback_gradient.update = lambda backbone, keys: dict(once.feedback_gradient.latest)
-    for number in range(3):
-        held(images, keys._replace(step=keys.step + number), TEMPERATURE)
+    for number, (those, samples) in enumerate(seen):
+        held(those, keys._replace(step=keys.step + number, samples=samples), TEMPERATURE)
     assert all(torch.equal(u[name], value) for name, value in held.feedback_gradient.u.items())
     torch.testing.assert_close(weights(thrice), weights(held))
     assert not torch.equal(weights(once), weights(thrice)) and not torch.equal(start, weights(once))
+    with pytest.raises(UserError, match="images for 2 of them were given"):
+        make_step(**settings, repeats=3)(images, keys, TEMPERATURE, seen[1:2])
     for surface, estimator in (("masks", "finite_difference"), ("crops", "rollout")):
         told = {"designer": {"surfaces": [surface]}, "estimators": {surface: estimator}}
         with pytest.raises(UserError, match="only these searches repeat"):
@@ -296,7 +299,7 @@ def test_a_skipped_repeat_is_told(make_step, images, keys):
         return search(*occasion) * (float("nan") if len(taken) == 2 else 1.0)
 
     step._search_goal = broken_once
-    report = step(images, keys, TEMPERATURE)
+    report = step(images, keys, TEMPERATURE, [(images, keys.samples)] * 2)
     assert len(taken) == 3 and report["designer_skipped"] == 1 and weights(step).isfinite().all()
 
 

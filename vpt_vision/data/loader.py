@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -109,6 +110,17 @@ class Loader:
             for batch in batches:
                 self._count(batch)
                 yield batch
+
+    def upcoming(self, batch_size: int) -> Generator[Batch, None, None]:
+        """Yield the images that come next, by `batch_size`, again: this loader stays where it is.
+
+        They are read in this process, as they are asked for. With other ranks' loaders of the same state what
+        they see is disjoint. Raises `UserError` as iterating does.
+        """
+        other = copy.copy(self)
+        other.batch_size, other.workers = batch_size, 0
+        other._by_shard = Counter(self._by_shard)
+        yield from other
 
     def state_dict(self) -> LoaderState:
         """Where the next batch begins; what workers have read ahead does not count."""

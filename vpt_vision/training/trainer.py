@@ -6,6 +6,7 @@ import os
 import re
 import resource
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,11 @@ class Trainer:
             with self.timer("value"), self._autocast():
                 report |= self.adversary(images, keys, scheduled.teacher_temperature)
         if self.value_step is not None and self.value_step.due(step):
-            with self.timer("value"):
-                self.value_step(images, keys, scheduled.teacher_temperature)
+            others = on_device(self.loader.upcoming(config.value.batch), self.device)
+            with self.timer("value"), closing(others):
+                self.value_step(
+                    images, keys, scheduled.teacher_temperature, ((b.images, b.index) for b in others)
+                )
 
         self.steps_done += 1
         self.collapse.add(losses.teacher)

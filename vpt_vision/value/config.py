@@ -23,8 +23,9 @@ class ValueConfig(Config):
     repeats: int = Field(
         1,
         ge=1,
-        description="steps of the designer at each value step, by other random numbers each: one u and one "
-        "learner serve them all. For the estimators population and score",
+        description="steps of the designer at each value step, each on other images, those that the learner "
+        "sees next, by other random numbers: one u and one learner serve them all. For the estimators "
+        "population and score",
     )
     until: int | None = Field(
         None,

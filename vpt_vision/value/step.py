@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -134,13 +135,21 @@ class ValueStep:
         law = ("kl/", "entropy/", "policy/")
         self.latest = {name: figure for name, figure in self.latest.items() if name.startswith(law)}
 
-    def __call__(self, images: PackedImages, keys: Keys, temperature: float) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        images: PackedImages,
+        keys: Keys,
+        temperature: float,
+        others: Iterable[tuple[PackedImages, Tensor]] = (),
+    ) -> dict[str, Tensor]:
         """Measure, and after the burn-in improve the designer.
 
         Args:
             images: those of the learner's step, on its device; the first `batch` are used.
             keys: of that step.
             temperature: the teacher's.
+            others: images for the repeats after the first, at least 2 a batch, each with their numbers in
+                the source, int64 on the CPU; taken as they are needed.
 
         Returns:
             Scalars on the device, kept as `latest`: `value` = ⟨P u, ∇L_pre⟩, with the loss terms' weights in
@@ -197,7 +206,7 @@ class ValueStep:
                 goal = measured.objective + searched - price
                 report |= self._step(optimiser, everyone, goal, report["u_reliability"])
                 if self.config.repeats > 1:
-                    report |= self._search_on(optimiser, everyone, setting, keys, u, report)
+                    report |= self._search_on(optimiser, others, setting, keys, u, report)
                     with torch.no_grad():
                         refined = self._refine(setting, self.designer.policy(images).sample(keys), keys)
                 if self.over(keys.step + self.config.every):  # the last that is told of the designer
@@ -238,26 +247,36 @@ class ValueStep:
     def _search_on(
         self,
         optimiser: torch.optim.Optimizer,
-        everyone: PackedImages,
+        others: Iterable[tuple[PackedImages, Tensor]],
         setting: Setting,
         keys: Keys,
         u: Direction,
         report: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Take the other repeats' steps at the same learner and u, by the random numbers of later steps.
+        """Take the other repeats' steps at the same learner and u, on other images, by later random numbers.
+
+        On the same images all repeats would climb what is peculiar to them.
 
         Returns what the last of them reports, with `designer_skipped` 1 where any was skipped, and the law
-        that the designer is left with.
+        that the designer is left with on the last images.
         """
         images, reliability = setting.images, report["u_reliability"]
-        skipped = report["designer_skipped"]
+        skipped, upcoming = report["designer_skipped"], iter(others)
         for repeat in range(1, self.config.repeats):
+            given = next(upcoming, None)
+            if given is None:
+                raise UserError(
+                    f"value.repeats is {self.config.repeats}, and images for {repeat} of them were given: "
+                    "give the value step `others` for each after the first."
+                )
+            images, samples = given
+            setting = replace(setting, images=images)
             features = self.designer.features(images)
             outputs = self.designer.outputs(features)
             policy = self.designer.policy_of(images, outputs)
-            later = keys._replace(step=keys.step + repeat)
+            later = keys._replace(step=keys.step + repeat, samples=samples)
             found = self._search_goal(setting, later, u, features, outputs, policy)
-            report = self._step(optimiser, everyone, found - self.leash.price(policy), reliability)
+            report = self._step(optimiser, images, found - self.leash.price(policy), reliability)
             skipped = torch.maximum(skipped, report["designer_skipped"])
         return report | {"designer_skipped": skipped} | self._law(self.designer.policy(images))
 
