@@ -195,6 +195,14 @@ def test_after_its_time_the_designer_rests_and_value_is_not_measured(tiny_settin
     assert laws[5]["policy/global/grey_p"] == pytest.approx(float(left_with), rel=1e-5)
 
 
+def test_before_its_time_nothing_is_measured_and_the_designer_rests(tiny_settings):
+    tiny_settings["value"] |= {"since": 3, "every": 2, "burn_in": 0}
+    tiny_settings["log"]["every"] = 1
+    records = lines(train(tiny_settings).output)
+    assert [record["value"] is not None for record in records] == [False] * 3 + [True] * 3
+    assert "policy/global/grey_p" not in records[2] and "policy/global/grey_p" in records[3]
+
+
 def test_a_search_sees_the_images_that_come_next(tiny_settings, monkeypatch):
     """Each repeat those of its own, by later random numbers; training itself sees every one as ever."""
     tiny_settings["designer"]["surfaces"] = ["photometrics"]

@@ -197,6 +197,8 @@ def test_autocast_around_it_changes_nothing(make_step, images, keys):
 def test_due_every_so_many_steps(make_step):
     step = make_step(every=3)
     assert [number for number in range(8) if step.due(number)] == [0, 3, 6]
+    step = make_step(every=3, since=2, until=8)
+    assert [number for number in range(12) if step.due(number)] == [2, 5]
 
 
 def test_resuming_is_exact(make_step, images, keys):
@@ -252,6 +254,9 @@ def test_repeats_are_steps_on_other_images_by_other_random_numbers(make_step, im
     [
         ({"until": 8, "burn_in": 8}, "set until to 9 or more"),
         ({"every": 8, "burn_in": 1, "until": 8}, "set until to 9 or more"),
+        ({"every": 8, "since": 20, "until": 20}, "set until to 21 or more"),
+        ({"every": 8, "since": 20, "burn_in": 21, "until": 28}, "set until to 29 or more"),
+        ({"every": 8, "since": 20, "repeats": 9, "until": 29}, "raise every or lower repeats"),
         ({"every": 8, "repeats": 9}, "raise every or lower repeats"),
         ({"every": 8, "repeats": 9, "until": 9}, "raise every or lower repeats"),
     ],
@@ -261,6 +266,7 @@ def test_times_that_cannot_be_are_refused(settings, says):
         ValueConfig(**settings)
     ValueConfig(every=8, burn_in=1, until=9, repeats=60)
     ValueConfig(every=8, until=8, repeats=60)
+    ValueConfig(every=8, since=20, until=28, repeats=60)
 
 
 def test_terms_choose_what_is_climbed(make_step, images, keys):

@@ -105,8 +105,14 @@ class LearnedDesignerConfig(Config):
         BentPhotometricsConfig(), description="how many numbers the surface of photometrics has"
     )
     targets: TargetsConfig = Field(TargetsConfig(), description="bounds of the surface targets")
-    learning_rate: float = Field(1e-3, ge=0, description="of the designer's AdamW; 0 leaves it at the recipe")
-    weight_decay: float = Field(0.0, ge=0, description="of the designer's AdamW")
+    optimiser: Literal["adamw", "sgd"] = Field(
+        "adamw",
+        description="sgd: a step is as long as what value says of it, so that labels which say little move the "
+        "designer little; set its learning_rate anew, and value.normalise to none. adamw: every number "
+        "moves as far, whatever is said of it",
+    )
+    learning_rate: float = Field(1e-3, ge=0, description="of the optimiser; 0 leaves it at the recipe")
+    weight_decay: float = Field(0.0, ge=0, description="of the optimiser")
     recipe_share: float = Field(
         0.0, ge=0, le=1, description="share of the images whose task is always the fixed recipe's"
     )
@@ -133,7 +139,7 @@ class LearnedDesigner(Designer):
 
     The last layers start at zero, and zero bends nothing: the first task is exactly the fixed designer's
     for the same keys. Every output passes through bound * tanh(x / bound), so the law never leaves the
-    recipe's ranges nor any outcome's probability vanishes. DESIGN.md section 6.
+    recipe's ranges nor any outcome's probability vanishes.
     """
 
     learns_from: ClassVar = "value"
@@ -182,8 +188,9 @@ class LearnedDesigner(Designer):
             nn.init.zeros_(parameter)
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """Return AdamW over all parameters."""
-        return torch.optim.AdamW(
+        """Return AdamW or SGD over all parameters."""
+        kind = torch.optim.AdamW if self.config.optimiser == "adamw" else torch.optim.SGD
+        return kind(
             self.parameters(),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,

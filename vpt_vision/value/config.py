@@ -17,6 +17,12 @@ class ValueConfig(Config):
     """How often, on what and by which estimator the value of a task is measured."""
 
     every: int = Field(8, ge=1, description="learner steps from one value step to the next")
+    since: int = Field(
+        0,
+        ge=0,
+        description="learner step of the first value step: of a learner whose head is still as it was drawn "
+        "value is mostly noise",
+    )
     burn_in: int = Field(
         0, ge=0, description="learner steps in which value is measured but the designer rests"
     )
@@ -89,11 +95,12 @@ class ValueConfig(Config):
 
     @model_validator(mode="after")
     def _time_to_learn(self) -> ValueConfig:
-        first = -(-self.burn_in // self.every) * self.every  # value step at which the designer may learn
+        rests = max(self.burn_in - self.since, 0)
+        first = self.since + -(-rests // self.every) * self.every  # value step at which the designer may learn
         if self.until is not None and self.until <= first:
             raise ValueError(
-                f"until is {self.until}, and the first value step after burn_in comes at step {first}, so "
-                f"the designer would never learn: set until to {first + 1} or more, or lower burn_in"
+                f"until is {self.until}, and the first value step after since and burn_in comes at step "
+                f"{first}, so the designer would never learn: set until to {first + 1} or more, or lower these"
             )
         if self.repeats > self.every and (self.until is None or self.until > first + self.every):
             raise ValueError(

@@ -124,7 +124,8 @@ class ValueStep:
 
     def due(self, step: int) -> bool:
         """Whether learner step `step`, from 0, is followed by a value step."""
-        return step % self.config.every == 0 and not self.over(step)
+        after = step - self.config.since
+        return after >= 0 and after % self.config.every == 0 and not self.over(step)
 
     def over(self, step: int) -> bool:
         """Whether at learner step `step` the time of value is over, see `ValueConfig.until`."""
