@@ -105,8 +105,9 @@ def test_no_gradient_and_other_layouts():
     torch.testing.assert_close(potentials.column, expected.column)
 
 
-# A process that ends in the ordinary way is now and then aborted by gloo's threads ("terminate called without an active
-# exception"), group destroyed or not; what is asked here is what it computed, so it leaves at once when both are done.
+# A process that ends in the ordinary way is now and then aborted by gloo's threads ("terminate called without
+# an active exception"), group destroyed or not; what is asked here is what it computed, so it leaves at once
+# when both are done.
 _RANK = """
 import os, sys, torch, torch.distributed as dist
 from vpt_kernels import prototype_potentials, sinkhorn_potentials

@@ -107,9 +107,9 @@ class LearnedDesignerConfig(Config):
     targets: TargetsConfig = Field(TargetsConfig(), description="bounds of the surface targets")
     optimiser: Literal["adamw", "sgd"] = Field(
         "adamw",
-        description="sgd: a step is as long as what value says of it, so that labels which say little move the "
-        "designer little; set its learning_rate anew, and value.normalise to none. adamw: every number "
-        "moves as far, whatever is said of it",
+        description="adamw: every number moves as far, whatever value says of it; sgd: as far as value says, "
+        "so that labels which say little move the designer little; set value.normalise to none, and the "
+        "learning rate anew",
     )
     learning_rate: float = Field(1e-3, ge=0, description="of the optimiser; 0 leaves it at the recipe")
     weight_decay: float = Field(0.0, ge=0, description="of the optimiser")

@@ -96,11 +96,13 @@ class ValueConfig(Config):
     @model_validator(mode="after")
     def _time_to_learn(self) -> ValueConfig:
         rests = max(self.burn_in - self.since, 0)
-        first = self.since + -(-rests // self.every) * self.every  # value step at which the designer may learn
+        first = (
+            self.since + -(-rests // self.every) * self.every
+        )  # value step at which the designer may learn
         if self.until is not None and self.until <= first:
             raise ValueError(
                 f"until is {self.until}, and the first value step after since and burn_in comes at step "
-                f"{first}, so the designer would never learn: set until to {first + 1} or more, or lower these"
+                f"{first}, so the designer would never learn: set until to {first + 1} or more"
             )
         if self.repeats > self.every and (self.until is None or self.until > first + self.every):
             raise ValueError(
