@@ -23,6 +23,7 @@ KNOWN = {"python", "yaml", "bash", "text"}  # text is what something prints
 SHORT = "steps=2 checkpoint.every=1 log.every=1"
 
 
+@pytest.mark.timeout(600)  # a page of many commands, each of which imports for seconds
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_works(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
