@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vpt_vision.feedback.permuted import PermutedLabels
-from vpt_vision.feedback.task import FeedbackTask, Split
+from vpt_vision.feedback.task import FeedbackTask, Split, through_fit_of
 from vpt_vision.learner.backbone import Features
 
 
@@ -56,6 +56,11 @@ class BeyondChance:
         """Return the loss less the mean of the null's."""
         chance = torch.stack([each.loss(features, split, index) for each in self.null])
         return self.task.loss(features, split, index) - chance.mean()
+
+    def loss_through_fit(self, features: Features, index: Tensor, judged: Tensor) -> Tensor:
+        """Return the same through the fits of all heads."""
+        chance = torch.stack([each.loss_through_fit(features, index, judged) for each in self.null])
+        return through_fit_of(self.task)(features, index, judged) - chance.mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all heads."""

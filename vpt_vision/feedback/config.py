@@ -81,6 +81,11 @@ class FeedbackConfig(Config):
         description="heads fitted to labels dealt at random, whose mean loss is taken off each task's: u "
         "then leaves out what any labels would ask for. 0: as published",
     )
+    through_fit: bool = Field(
+        False,
+        description="u sees that the heads will be fitted to the features that a step makes, by implicit "
+        "differentiation of their fit; needs folds. false: heads are held, as published",
+    )
     every: int = Field(
         1,
         ge=1,
@@ -158,6 +163,7 @@ def build_feedback(
         tasks,
         normalise=config.normalise,
         ema=config.ema,
+        through_fit=config.through_fit,
         every=config.every,
         heldout_every=config.heldout_every,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from vpt_kernels import keyed_uniform
 from vpt_vision.collectives import all_reduce_mean, rank
 from vpt_vision.feedback.evaluating import evaluating
-from vpt_vision.feedback.task import Feedback, FeedbackTask, Split
+from vpt_vision.feedback.task import Feedback, FeedbackTask, Split, through_fit_of
 from vpt_vision.learner.backbone import Backbone, Features
 from vpt_vision.task import Keys
 
@@ -129,6 +129,34 @@ def gradients_over(
     return [LossAndGradient(loss.detach(), total) for loss, total in zip(losses, totals, strict=True)]
 
 
+def gradients_through_fit(
+    task: FeedbackTask, backbone: Backbone, parts: Sequence[Tensor], tail_blocks: int
+) -> list[LossAndGradient]:
+    """L_down of each of the disjoint `parts` of meta, and its gradient through the heads' fit to all of them.
+
+    Otherwise as `feedback_gradient`; raises `UserError` where the task cannot follow its heads.
+    """
+    parameters, index = backbone.tail_parameters(tail_blocks), torch.cat(list(parts))
+    part = torch.cat([torch.full_like(each, number) for number, each in enumerate(parts)])
+    loss_through_fit = through_fit_of(task)
+    found = []
+    with evaluating(backbone):
+        chunks = []
+        for chunk in torch.split(index, CHUNK):
+            with torch.no_grad():
+                images = task.images("meta", chunk, backbone.mask_token.device)
+                tail_input = backbone.trunk(images, None, tail_blocks)
+            with torch.enable_grad():
+                chunks.append(backbone.tail(tail_input))
+        with torch.enable_grad():
+            features = Features(*(torch.cat(each) for each in zip(*chunks, strict=True)))
+        for number in range(len(parts)):
+            loss = loss_through_fit(features, index, part == number)
+            gradient = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+            found.append(LossAndGradient(loss.detach(), dict(zip(parameters, gradient, strict=True))))
+    return found
+
+
 class _Average:
     """What is remembered of one task: an average for each half of `meta`, and how long gradients are."""
 
@@ -219,12 +247,13 @@ class FeedbackGradient:
         losses: dict[str, Tensor] = {}
         batches: dict[str, Halves] = {}
         for name, entry in self.feedback.tasks.items():
-            halves = [
-                feedback_gradient(
-                    entry.task, backbone, "meta", self._draw(name, half, keys), self.tail_blocks
-                )
-                for half in (0, 1)
-            ]
+            drawn = [self._draw(name, half, keys) for half in (0, 1)]
+            if self.feedback.through_fit:
+                halves = gradients_through_fit(entry.task, backbone, drawn, self.tail_blocks)
+            else:
+                halves = [
+                    feedback_gradient(entry.task, backbone, "meta", half, self.tail_blocks) for half in drawn
+                ]
             losses[name] = all_reduce_mean(torch.stack([half.loss for half in halves]).mean())
             first, second = (
                 {key: all_reduce_mean(value) for key, value in half.gradient.items()} for half in halves

@@ -13,6 +13,7 @@ from vpt_vision.data import SourceConfig
 from vpt_vision.errors import UserError
 from vpt_vision.feedback.examples import Examples, Splits
 from vpt_vision.feedback.task import Split
+from vpt_vision.feedback.through_fit import loss_through_fit
 from vpt_vision.learner.backbone import Features
 from vpt_vision.linear_fit import LinearMap
 from vpt_vision.schema import Config
@@ -125,6 +126,37 @@ class LinearTask(ABC):
             fold = (index % self.config.folds).to(rows.device, non_blocking=True)
             weight, bias = (part[fold] for part in self.heads)
         return self.loss_of(rows @ weight.mT + bias[:, None], labels)
+
+    def loss_through_fit(self, features: Features, index: Tensor, judged: Tensor) -> Tensor:
+        """Return the loss of `judged` of meta examples `index`, its gradient through the fit of the heads.
+
+        See `through_fit.loss_through_fit`. The heads learn from those of `index` in other folds.
+
+        Args:
+            features: of all of `index`.
+            index: int64 [n], on the CPU.
+            judged: bool [n], on the CPU.
+
+        Raises:
+            UserError: there are no folds, so that no meta example is learned from.
+        """
+        if self.heads is None:
+            raise RuntimeError("the feedback's head is not fitted yet: call fit first")
+        if self.config.folds == 1:
+            raise UserError(
+                "feedback.through_fit follows the heads by the meta examples that they learn from, and with "
+                "one fold there are none: set folds to 2 or more"
+            )
+        rows = self.read(features)
+        return loss_through_fit(
+            self.loss_of,
+            rows,
+            self.splits.meta.labels[index].to(rows.device),
+            (index % self.config.folds).to(rows.device),
+            judged.to(rows.device),
+            self.heads,
+            self.config.l2,
+        )
 
     def fitted_on(self) -> list[Tensor]:
         """Bool [head examples] for each head: whom it learns from."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vpt_kernels import keyed_uniform
-from vpt_vision.feedback.task import FeedbackTask, Split
+from vpt_vision.feedback.task import FeedbackTask, Split, through_fit_of
 from vpt_vision.learner.backbone import Features
 
 PERMUTATION_STREAM = 903  # of `keyed_uniform`
@@ -50,6 +50,10 @@ class PermutedLabels:
     def loss(self, features: Features, split: Split, index: Tensor) -> Tensor:
         """Return the loss against permuted labels."""
         return self.task.loss(features, split, self._permutation(split)[index])
+
+    def loss_through_fit(self, features: Features, index: Tensor, judged: Tensor) -> Tensor:
+        """Return the same through the head's fit."""
+        return through_fit_of(self.task)(features, self._permutation("meta")[index], judged)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the head."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from vpt_vision.errors import UserError
 from vpt_vision.learner.backbone import Features
 
 Split = Literal["head", "meta", "heldout"]
@@ -48,6 +49,27 @@ class FeedbackTask(Protocol):
         """Take back what `state_dict` gave."""
 
 
+class LossThroughFit(Protocol):
+    """What a task further implements, as a method `loss_through_fit`, for `feedback.through_fit`."""
+
+    def __call__(self, features: Features, index: Tensor, judged: Tensor) -> Tensor:
+        """Return the mean loss of meta examples `index[judged]`, differentiable in the `features` of `index`.
+
+        Its gradient sees how the head moves with the features that it is fitted to; `judged` is bool [n].
+        """
+
+
+def through_fit_of(task: FeedbackTask) -> LossThroughFit:
+    """Return the task's `loss_through_fit`; raises `UserError` where it has none."""
+    found: LossThroughFit | None = getattr(task, "loss_through_fit", None)
+    if found is None:
+        raise UserError(
+            f"feedback.through_fit asks every task for a method loss_through_fit, and {type(task).__name__} "
+            "has none: give it one, or leave through_fit out"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class WeightedTask:
     """A feedback task, and how it enters u."""
@@ -64,5 +86,6 @@ class Feedback:
     tasks: dict[str, WeightedTask]
     normalise: bool = True  # bring every task's gradient to one length before weighing it
     ema: float = 0.9  # decay of the gradients' moving averages
+    through_fit: bool = False  # u sees how the heads move with the features
     every: int = 1  # value steps from one fit of the heads and gradient to the next
     heldout_every: int = 1  # fits between two looks at the held-out loss
