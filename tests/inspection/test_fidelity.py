@@ -88,6 +88,12 @@ def test_measuring_changes_nothing_and_repeats_itself(run):
         np.testing.assert_allclose(one.predicted, other.predicted, rtol=1e-3, atol=1e-9)
 
 
+def test_value_through_the_heads_fit_is_not_held_against_held_heads(config):
+    through = config.model_copy(update={"feedback": config.feedback.model_copy(update={"through_fit": True})})
+    with pytest.raises(UserError, match="probe a run without it"):
+        measure_fidelity(Branch(through), **SETTINGS)
+
+
 def test_before_the_first_step_there_is_nothing_to_probe(config):
     with pytest.raises(UserError, match="no moments before the first step"):
         measure_fidelity(Branch(config), **SETTINGS)

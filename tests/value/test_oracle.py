@@ -16,16 +16,19 @@ def step(make_step):
     return make_step()
 
 
-def test_u_is_that_of_the_whole_meta_split(step, keys):
+@pytest.mark.parametrize("through_fit", [False, True])
+def test_u_is_that_of_the_whole_meta_split(step, keys, through_fit):
     feedback = step.feedback_gradient.feedback
     backbone = step.learner.student.backbone
-    task = feedback.tasks["classes"].task
-    found = directions(task, backbone, 2, permutations=3)
     entry = feedback.tasks["classes"]
-    whole = FeedbackGradient(
-        type(feedback)({"classes": type(entry)(task, batch=24)}),
-        2,  # all 24 meta examples are one batch
-    )
+    task = entry.task
+    if through_fit:
+        config = task.config.model_copy(update={"folds": 2})
+        task = type(task)(config, task.splits, task.classes, renderer=task.renderer, size=task.size)
+    found = directions(task, backbone, 2, permutations=3, through_fit=through_fit)
+    # All meta examples are one batch.
+    asked = {"classes": type(entry)(task, batch=task.count("meta"))}
+    whole = FeedbackGradient(type(feedback)(asked, through_fit=through_fit), 2)
     report = whole.update(backbone, keys)
     for name, value in whole.u.items():
         torch.testing.assert_close(found.u[name], value, atol=1e-5, rtol=1e-3)

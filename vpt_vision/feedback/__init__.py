@@ -13,6 +13,7 @@ from vpt_vision.feedback.gradient import (
     cosine,
     feedback_gradient,
     gradients_over,
+    gradients_through_fit,
     inner,
     whole_loss,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "evaluating",
     "feedback_gradient",
     "gradients_over",
+    "gradients_through_fit",
     "inner",
     "random_direction",
     "split_examples",

@@ -120,14 +120,17 @@ def _ask(
     progress: Callable[[str], None],
 ) -> Moment:
     """Ask at one moment; the branch is left as it is, but for its heads."""
-    tasks = {name: entry.task for name, entry in branch.feedback_gradient.feedback.tasks.items()}
+    feedback = branch.feedback_gradient.feedback
+    tasks = {name: entry.task for name, entry in feedback.tasks.items()}
     at = f"step {branch.step}"
     progress(f"{at}: u, and {asked.permutations} of permuted labels")
     blocks = branch.config.value.tail_blocks
     tail = branch.backbone.tail_parameters(blocks)
     with led(tail, branch.trainer.optimiser.adamw if branch.config.value.lead else None):
         found = {
-            name: directions(task, branch.backbone, blocks, asked.permutations)
+            name: directions(
+                task, branch.backbone, blocks, asked.permutations, through_fit=feedback.through_fit
+            )
             for name, task in tasks.items()
         }
     preconditioner = branch.config.value.preconditioner if branch.step else "identity"

@@ -20,6 +20,7 @@ from vpt_vision.feedback import (
     cosine,
     evaluating,
     gradients_over,
+    gradients_through_fit,
     inner,
 )
 from vpt_vision.learner.backbone import Backbone
@@ -53,7 +54,9 @@ class Directions:
         return [self.u, *scaled]
 
 
-def directions(task: FeedbackTask, backbone: Backbone, tail_blocks: int, permutations: int) -> Directions:
+def directions(
+    task: FeedbackTask, backbone: Backbone, tail_blocks: int, permutations: int, *, through_fit: bool = False
+) -> Directions:
     """Take u of `task`, with a head fitted to `backbone` as it stands, and its null, heads fitted to that.
 
     Args:
@@ -61,6 +64,7 @@ def directions(task: FeedbackTask, backbone: Backbone, tail_blocks: int, permuta
         backbone: left as it is.
         tail_blocks: S is this many last blocks and the final norm.
         permutations: how many times labels are dealt anew.
+        through_fit: take each u through its heads' fit, as `feedback.through_fit` does.
     """
     features = all_features(task, backbone, "head")
     tasks: list[FeedbackTask] = [task, *(PermutedLabels(task, seed) for seed in range(permutations))]
@@ -72,8 +76,12 @@ def directions(task: FeedbackTask, backbone: Backbone, tail_blocks: int, permuta
     reliabilities: list[float] = []
     for start in range(0, len(tasks), AT_ONCE):
         some = tasks[start : start + AT_ONCE]
-        first, second = (gradients_over(some, backbone, "meta", half, parameters) for half in halves)
-        for one, other in zip(first, second, strict=True):
+        if through_fit:
+            pairs = [gradients_through_fit(each, backbone, halves, tail_blocks) for each in some]
+        else:
+            of_halves = [gradients_over(some, backbone, "meta", half, parameters) for half in halves]
+            pairs = [list(pair) for pair in zip(*of_halves, strict=True)]
+        for one, other in pairs:
             found.append({name: (one.gradient[name] + other.gradient[name]) / 2 for name in parameters})
             reliabilities.append(float(cosine(one.gradient, other.gradient)))
     return Directions(found[0], found[1:], reliabilities[0], reliabilities[1:])
