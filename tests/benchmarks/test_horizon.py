@@ -21,7 +21,7 @@ TINY = [
     "feedback.head_size=64",
     "feedback.meta_size=64",
     "feedback.heldout_size=16",
-    "feedback.batch=64",
+    "feedback.batch=128",
     "feedback.folds=2",
     "value.batch=8",
 ]

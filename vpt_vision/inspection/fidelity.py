@@ -128,13 +128,13 @@ def measure_fidelity(
         permutations: permuted-label u's, a control.
         progress: told how many steps are done.
     """
-    if branch.step == 0:
-        raise UserError("AdamW has no moments before the first step: probe a run that has begun.")
     if branch.feedback_gradient.feedback.through_fit:
         raise UserError(
             "fidelity holds value against the loss of held heads, and feedback.through_fit takes value to "
             "foretell that of heads fitted anew: probe a run without it."
         )
+    if branch.step == 0:
+        raise UserError("AdamW has no moments before the first step: probe a run that has begun.")
     backbone, tail_blocks = branch.backbone, branch.config.value.tail_blocks
     tail = list(backbone.tail_parameters(tail_blocks))
     parameters = dict(backbone.vit.named_parameters())
