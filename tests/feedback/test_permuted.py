@@ -78,7 +78,7 @@ def test_halves_of_meta_stay_halves_and_share_no_head(make_feedback, backbone):
     before = [permuted.loss(half_of(features, half), "meta", numbers[half::2]) for half in (0, 1)]
     weight, bias = permuted.task.heads
     poisoned = weight.clone()
-    poisoned[1] += 1.0  # the head of the odd numbers, fitted to the even ones
+    poisoned[1, 0] += 1.0  # one class of the head of the odd numbers, fitted to the even ones
     permuted.task.heads = LinearMap(poisoned, bias)
     after = [permuted.loss(half_of(features, half), "meta", numbers[half::2]) for half in (0, 1)]
     assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
